@@ -1,0 +1,76 @@
+"""The exact Hessian of any PyTorch model, block by block, as an array you can query.
+
+    problem = disthess.Problem(model, loss="cross_entropy", batches=[(x, y)])
+    store = disthess.compute(problem, "run.zarr")
+    store.block("fc1.weight", "fc2.bias")
+
+The names below are loaded when first used: ``import disthess`` alone loads no torch, ray, zarr or dask.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from disthess.api import compute as compute
+    from disthess.api import eigenvalues as eigenvalues
+    from disthess.api import low_rank as low_rank
+    from disthess.api import open_store as open_store
+    from disthess.api import plan as plan
+    from disthess.api import reference_hessian as reference_hessian
+    from disthess.api import spectral_density as spectral_density
+    from disthess.problem import Problem as Problem
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Problem": "disthess.problem",
+    "plan": "disthess.api",
+    "compute": "disthess.api",
+    "open_store": "disthess.api",
+    "reference_hessian": "disthess.api",
+    "eigenvalues": "disthess.api",
+    "spectral_density": "disthess.api",
+    "low_rank": "disthess.api",
+}
+
+__all__ = [
+    "Problem",
+    "plan",
+    "compute",
+    "open_store",
+    "reference_hessian",
+    "eigenvalues",
+    "spectral_density",
+    "low_rank",
+    "__version__",
+]
+
+
+class _Package(ModuleType):
+    """This package. Python binds a sub-package to its parent when it is loaded; a public function keeps its name.
+
+    Without this, ``disthess.plan`` would be the function before, and the sub-package after, something imports the latter.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HOMES and isinstance(value, ModuleType):
+            return
+        super().__setattr__(name, value)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its home when it is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'disthess' has no attribute {name!r}; its public names are {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,227 @@
+"""What users call: plan, compute, open_store, reference_hessian, and the reductions."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from disthess import hvp
+from disthess.certificate import certify_run
+from disthess.errors import ConfigError, ExecutionError, GraphError, Interrupted, StoreError
+from disthess.execute.executor import AbstractExecutor, SerialExecutor
+from disthess.execute.memory import available_memory_bytes
+from disthess.execute.progress import make_progress
+from disthess.execute.signals import StopFlag, stop_on_signals
+from disthess.execute.task import AbstractJob
+from disthess.execute.tile_job import AutogradJob, GraphJob
+from disthess.fingerprint import fingerprint
+from disthess.plan.plan import Plan, human_bytes
+from disthess.prepare import Options, Prepared, prepare, select_parameters
+from disthess.problem import Problem
+from disthess.reduce.hessian_store import HessianStore
+from disthess.reduce.results import eigenvalues, low_rank, spectral_density, trace
+from disthess.reduce.shared import reduce_shared
+from disthess.reference import reference_hessian
+from disthess.store.disk import check_disk
+from disthess.store.fingerprint import differences
+from disthess.store.lock import StoreLock
+from disthess.store.store import Store
+
+__all__ = [
+    "compute",
+    "eigenvalues",
+    "low_rank",
+    "open_store",
+    "plan",
+    "reference_hessian",
+    "spectral_density",
+    "trace",
+]
+
+
+def plan(problem: Problem, *, path: str | os.PathLike[str] | None = None, **options: Any) -> Plan:
+    """What `compute` would do, as a value; nothing of the Hessian is computed and nothing is written.
+
+    Args:
+        problem: The problem.
+        path: Where the store would go; if given, free disk space is checked.
+        **options: As for `compute`.
+
+    Returns:
+        The plan; ``print(plan.describe())`` shows it.
+
+    Raises:
+        DisthessError: As `compute`, before it starts.
+    """
+    prepared = prepare(problem, _options(options))
+    check_fits(prepared.plan, _options(options), path)
+    return prepared.plan
+
+
+def compute(
+    problem: Problem,
+    path: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    progress: bool | None = None,
+    certify: bool = True,
+    **options: Any,
+) -> HessianStore:
+    """Compute the Hessian ``H = d2 L / d theta2`` of a problem, block by block, into a store; or resume it.
+
+    ``L`` is exactly the problem's objective, with its own ``1/N`` if it is a mean. Running again on the same path computes
+    only what is missing; a store of another problem is refused.
+
+    Args:
+        problem: The problem.
+        path: Directory of the store, for example ``run.zarr``.
+        seed: Of the certificate's random vectors.
+        progress: True or False to show progress or not; None shows it on a terminal.
+        certify: Whether to end with the certificate ``|H x - hvp(x)|``.
+        **options: ``parts`` (any of ``hessian``, ``ggn``, ``residual``; default hessian), ``parameters`` (globs; default
+            all), ``dtype`` (default the model's), ``method`` (``auto``, ``graph``, ``autograd``), ``shared`` (``auto``,
+            ``uses``, ``sum``), ``basis`` (``output`` or ``parameter`` to force one), ``executor`` (``serial`` or ``ray``),
+            ``workers``, ``threads`` (per worker), ``device``, ``memory_bytes`` (per worker, refuse above), ``address`` (of a
+            Ray cluster).
+
+    Returns:
+        The store, complete and certified.
+
+    Raises:
+        ConfigError: An option is wrong.
+        ProblemError: The problem has no Hessian as given.
+        GraphError: The objective cannot be captured and ``method="graph"``.
+        PlanError: It would not fit.
+        StoreError: The path holds something else.
+        ExecutionError: Tiles failed for good.
+        Interrupted: A signal stopped the run; running again resumes.
+        CertificateError: The result disagrees with Hessian-vector products of the eager model.
+    """
+    chosen = _options(options)
+    prepared = prepare(problem, chosen)
+    return run_prepared(prepared, chosen, path, seed=seed, progress=progress, certify=certify)
+
+
+def run_prepared(
+    prepared: Prepared,
+    options: Options,
+    path: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    progress: bool | None = None,
+    certify: bool = True,
+) -> HessianStore:
+    """`compute` for a problem that has been prepared (so that its plan can be shown first)."""
+    place = str(Path(path))
+    identity = fingerprint(prepared.problem, prepared.names, prepared.plan)
+    if not Path(place).exists():
+        check_fits(prepared.plan, options, place)
+    with StoreLock(place):
+        store = _open_or_create(place, prepared.plan, identity)
+        _compute_missing(store, prepared, options, progress)
+        if not store.is_reduced():
+            reduce_shared(store)
+            loss, gradient = hvp.gradient(prepared.problem, prepared.names)
+            store.write_loss(loss)
+            store.write_gradient(gradient.double().numpy())
+            store.mark_reduced()
+        result = HessianStore(store)
+        if certify:
+            certify_run(result, prepared, seed)
+        return result
+
+
+def open_store(path: str | os.PathLike[str]) -> HessianStore:
+    """Open a store for reading.
+
+    Raises:
+        StoreError: The path is no store, or one of a newer schema.
+    """
+    return HessianStore(Store.open(str(Path(path))))
+
+
+def check_fits(plan: Plan, options: Options, path: str | os.PathLike[str] | None) -> None:
+    """Refuse a plan that does not fit on the disk or in memory, with the sizes.
+
+    Raises:
+        StoreError: Too little disk at ``path``.
+        PlanError: A worker would need more memory than there is, or than ``memory_bytes``.
+    """
+    from disthess.errors import PlanError
+
+    if path is not None:
+        check_disk(str(Path(path)), plan.disk_bytes)
+    if options.memory_bytes is not None and plan.peak_bytes > options.memory_bytes:
+        raise PlanError(
+            f"one worker would need up to {human_bytes(plan.peak_bytes)}, and memory_bytes allows {human_bytes(options.memory_bytes)}. "
+            "Allow more, give smaller batches, or select fewer parameters."
+        )
+    available = available_memory_bytes()
+    local = options.address is None and (options.device or "cpu") == "cpu"
+    if local and plan.peak_bytes * plan.workers > available:
+        raise PlanError(
+            f"{plan.workers} worker{'s' if plan.workers > 1 else ''} would need up to "
+            f"{human_bytes(plan.peak_bytes * plan.workers)} of memory and {human_bytes(available)} are available. Use fewer workers, "
+            "smaller batches, or fewer parameters."
+        )
+
+
+def _options(given: dict[str, Any]) -> Options:
+    known = {field.name for field in dataclasses.fields(Options)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise ConfigError(f"unknown option {', '.join(unknown)}; known options are {', '.join(sorted(known))}.")
+    return Options(**given)
+
+
+def _open_or_create(path: str, plan: Plan, identity: dict[str, Any]) -> Store:
+    if not Path(path).exists():
+        attributes = {
+            "fingerprint": identity,
+            "title": plan.title,
+            "method": plan.method,
+            "method_reason": plan.method_reason,
+            "independence": plan.independence,
+            "sharing": plan.sharing,
+            "samples": plan.samples,
+            "batches": plan.batches,
+            "projected_flops": plan.flops,
+            "projected_peak_bytes": plan.peak_bytes,
+            "projected_disk_bytes": plan.disk_bytes,
+        }
+        return Store.create(path, plan.layout, attributes)
+    store = Store.open(path, writable=True)
+    differing = differences(store.attributes["fingerprint"], identity)
+    if differing:
+        raise StoreError(
+            f"{path} holds the Hessian of another problem: {'; '.join(differing[:5])}"
+            f"{f'; and {len(differing) - 5} more' if len(differing) > 5 else ''}. Choose another path, or delete that store."
+        )
+    return store
+
+
+def _compute_missing(store: Store, prepared: Prepared, options: Options, progress: bool | None) -> None:
+    missing = set(store.missing_tiles())
+    if not missing:
+        return
+    plan = prepared.plan
+    tiles = [tile for tile in plan.layout.tiles if tile.index in missing]
+    listener = make_progress(progress)
+    with stop_on_signals() as stop:
+        outcome = _executor(plan, options).run(_job(store, prepared), tiles, store_marks(store, listener), stop)
+    if outcome.failures:
+        shown = "; ".join(f"tile {tile}: {message}" for tile, message in outcome.failures[:3])
+        raise ExecutionError(
+            f"{len(outcome.failures)} of {len(tiles)} tiles failed for good ({shown}). What is done is kept; running again retries "
+            "the rest."
+        )
+    if outcome.stopped:
+        left = len(store.missing_tiles())
+        raise Interrupted(
+            f"stopped by a signal with {left} of {len(plan.layout.tiles)} tiles left. The tiles in flight were finished; run the "
+            "same again to resume."
+        )

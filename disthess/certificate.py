@@ -1,0 +1,95 @@
+"""The certificate that ends a run: the store against Hessian-vector products of the eager model, in float64.
+
+The products come from reverse-over-reverse autograd on the original module, a path that shares no code with the sweep. Where
+the two disagree, central differences of the gradient decide which is right: some fused kernels have a wrong double backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from disthess import hvp
+from disthess.errors import CertificateError
+from disthess.prepare import Prepared
+from disthess.problem import Problem
+from disthess.reduce.certify import Certificate, certify
+from disthess.reduce.hessian_store import HessianStore
+from disthess.sweep.autograd import GaussNewtonTape
+from disthess.types import Part
+
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
+"""Largest relative error ``|H x - hvp(x)| / |hvp(x)|`` that passes."""
+
+DIFFERENCE_TOLERANCE = 1e-5
+"""The same against central differences, whose own error is about 1e-8."""
+
+VECTORS = 2
+"""Random vectors compared."""
+
+Products = Callable[[np.ndarray], np.ndarray]
+
+
+def certify_run(store: HessianStore, prepared: Prepared, seed: int) -> tuple[Certificate, ...]:
+    """Certify every stored part that has an independent path; results go into the store.
+
+    Args:
+        store: Complete.
+        prepared: The run.
+        seed: Of the random vectors.
+
+    Returns:
+        One certificate per part.
+
+    Raises:
+        CertificateError: A part disagrees with the eager model.
+    """
+    problem = prepared.problem.to(torch.float64)
+    found = []
+    for part in store.parts:
+        if store.certificate(part) is not None:
+            continue
+        products = _products(problem, prepared.names, part)
+        if products is None:
+            continue
+        tolerance = TOLERANCE[prepared.plan.layout.dtype]
+        result = certify(store, products, seed=seed, vectors=VECTORS, tolerance=tolerance, part=part)
+        if not result.passed and part == "hessian":
+            result = _by_differences(store, problem, prepared.names, seed, result)
+        if not result.passed:
+            raise CertificateError(
+                f"the stored {part} disagrees with products of the eager model: relative error {result.worst:.2e}, allowed "
+                f"{result.tolerance:.0e}; symmetry defect {result.symmetry:.2e}. The store must not be used. Please report the model; "
+                "method='autograd' avoids the sweep, dtype='float64' shows whether it is rounding."
+            )
+        found.append(result)
+    return tuple(found)
+
+
+def _products(problem: Problem, names: tuple[str, ...], part: Part) -> Products | None:
+    def hessian(block: np.ndarray) -> np.ndarray:
+        return hvp.hessian_vector_products(problem, names, torch.from_numpy(np.ascontiguousarray(block.T))).numpy().T
+
+    def ggn(block: np.ndarray) -> np.ndarray:
+        vectors = torch.from_numpy(np.ascontiguousarray(block.T))
+        return sum(GaussNewtonTape(problem, i, names).products(vectors) for i in range(len(problem.batches))).numpy().T
+
+    if part == "hessian":
+        return hessian
+    if problem.recipe.objective is not None:
+        return None
+    return ggn if part == "ggn" else lambda block: hessian(block) - ggn(block)
+
+
+def _by_differences(
+    store: HessianStore, problem: Problem, names: tuple[str, ...], seed: int, failed: Certificate
+) -> Certificate:
+    def differences(block: np.ndarray) -> np.ndarray:
+        vectors = torch.from_numpy(np.ascontiguousarray(block.T))
+        scale = max(1.0, float(torch.cat([p.tensor.reshape(-1) for p in problem.parameters()]).norm()))
+        return hvp.gradient_difference_products(problem, names, vectors, 1e-5 * scale).numpy().T
+
+    tolerance = max(DIFFERENCE_TOLERANCE, failed.tolerance)
+    return certify(store, differences, seed=seed, vectors=VECTORS, tolerance=tolerance, part="hessian")

@@ -1,0 +1,55 @@
+"""How the command line ends when something goes wrong: one paragraph on standard error and an exit code.
+
+0 done, 1 failed, 2 wrong usage or configuration. A traceback is shown only with ``--debug``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import typer
+from typer.core import TyperGroup
+
+from disthess.errors import DisthessError
+
+# Raised on purpose by the parser: Exit, Abort, and usage errors with every other error of the parser's own.
+_OF_THE_PARSER = (typer.Exit, typer.Abort, typer.BadParameter.__mro__[2])
+
+
+@final
+class ErrorReportingGroup(TyperGroup):
+    """The command ``disthess``: its verbs, with errors turned into messages and exit codes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Accept ``--debug`` anywhere on the line, since one adds it to a line that has just failed."""
+        if "--debug" in args:
+            args = ["--debug", *(argument for argument in args if argument != "--debug")]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        debug = bool(ctx.params.get("debug"))
+        try:
+            return super().invoke(ctx)
+        except _OF_THE_PARSER:
+            raise
+        except BrokenPipeError:
+            raise
+        except KeyboardInterrupt as error:
+            if debug:
+                raise
+            _fail("interrupted; finished tiles are kept, the same command resumes from them.", 1, error)
+        except DisthessError as error:
+            if debug:
+                raise
+            _fail(" ".join(str(error).split("\n")), error.exit_code, error)
+        except Exception as error:
+            if debug:
+                raise
+            said = " ".join(str(error).split())
+            _fail(f"this is a bug in disthess: {type(error).__name__}: {said}; run with --debug for the traceback", 1, error)
+
+
+def _fail(message: str, code: int, error: BaseException) -> None:
+    typer.echo(f"disthess: {message}", err=True)
+    raise typer.Exit(code) from error

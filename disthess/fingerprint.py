@@ -1,0 +1,57 @@
+"""What a store belongs to: enough to refuse another problem and to say what differs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from disthess.plan.plan import Plan
+from disthess.problem import Problem
+
+
+def fingerprint(problem: Problem, names: Sequence[str], plan: Plan) -> dict[str, Any]:
+    """Names, shapes and hashes of everything the Hessian depends on, as JSON values.
+
+    Args:
+        problem: In the run's dtype.
+        names: Selected parameters.
+        plan: The plan; the parts of it that decide the store's bytes are included.
+    """
+    layout = plan.layout
+    return {
+        "model": type(problem.model).__qualname__,
+        "training mode": bool(problem.model.training),
+        "objective": problem.recipe.title,
+        "output": problem.output or "",
+        "parameters": {p.name: f"{list(p.tensor.shape)} {_digest(p.tensor)}" for p in problem.parameters()},
+        "other tensors": {
+            name: _digest(tensor)
+            for name, tensor in (*problem.model.named_buffers(), *problem.model.named_parameters())
+            if isinstance(tensor, Tensor) and not (isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad)
+        },
+        "selected parameters": list(names),
+        "batches": [_batch(batch) for batch in problem.batches],
+        "batch weights": [float(weight) for weight in problem.weights],
+        "dtype": layout.dtype,
+        "parts": list(layout.parts),
+        "method": plan.method,
+        "sharing": plan.sharing,
+        "sweeps": [f"{s.source}: {s.basis}, stack {s.stack}, microbatch {s.samples}" for s in plan.sources],
+        "tiles": len(layout.tiles),
+    }
+
+
+def _batch(batch: Any) -> dict[str, str]:
+    return {
+        pytree.keystr(path) or "tensor": f"{list(leaf.shape)} {_digest(leaf)}" if isinstance(leaf, Tensor) else repr(leaf)[:80]
+        for path, leaf in pytree.tree_flatten_with_path(batch)[0]
+    }
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]

@@ -1,0 +1,326 @@
+"""Operations rewritten by elementary ones at capture: those whose fused kernels have no (or a wrong) double backward, and
+those that hide a reduction over samples.
+
+Each entry is a function traced in place of the operation. The rewritten graph computes the same value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions, get_decompositions
+
+from disthess.errors import GraphError
+
+NONE, MEAN, SUM = 0, 1, 2
+
+
+def _reduce(rows: Tensor, reduction: int) -> Tensor:
+    return rows if reduction == NONE else rows.mean() if reduction == MEAN else rows.sum()
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``softmax(q k^T scale + mask) v`` by plain products."""
+    if dropout_p > 0:
+        raise GraphError(f"attention drops out with p={dropout_p}: the objective is random. Call model.eval() or set p=0.")
+    if enable_gqa and query.shape[-3] != key.shape[-3]:
+        repeats = query.shape[-3] // key.shape[-3]
+        key = key.repeat_interleave(repeats, -3)
+        value = value.repeat_interleave(repeats, -3)
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = torch.matmul(query * factor, key.transpose(-2, -1))
+    if is_causal:
+        length, width = query.shape[-2], key.shape[-2]
+        keep = torch.ones(length, width, dtype=torch.bool, device=query.device).tril()
+        scores = scores.masked_fill(~keep, float("-inf"))
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, float("-inf"))
+        else:
+            scores = scores + attn_mask
+    return torch.matmul(torch.softmax(scores, -1), value)
+
+
+def cross_entropy_loss(
+    input: Tensor,  # noqa: A002 - the operation's own argument name
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = MEAN,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Log-softmax, then the rows, then the reduction; ``mean`` divides by the total weight of the targets, as torch does."""
+    axis = 0 if input.ndim == 1 else 1
+    logs = torch.log_softmax(input, axis)
+    classes = input.shape[axis]
+    if target.is_floating_point():
+        smooth = target * (1 - label_smoothing) + label_smoothing / classes if label_smoothing else target
+        weighted = logs * smooth
+        if weight is not None:
+            weighted = weighted * weight.reshape([-1] + [1] * (input.ndim - axis - 1))
+        rows = -weighted.sum(axis)
+        if reduction == NONE:
+            return rows
+        total = rows.sum()
+        positions = input.numel() // classes
+        return total if reduction == SUM else total / positions
+    keep = target != ignore_index
+    index = torch.where(keep, target, torch.zeros_like(target))
+    share = keep.to(input.dtype)
+    if weight is not None:
+        share = share * weight[index]
+    rows = -logs.gather(axis, index.unsqueeze(axis)).squeeze(axis) * share
+    if label_smoothing:
+        spread = logs if weight is None else logs * weight.reshape([-1] + [1] * (input.ndim - axis - 1))
+        even = -spread.sum(axis) * keep.to(input.dtype)
+        rows = rows * (1 - label_smoothing) + even * (label_smoothing / classes)
+    if reduction == NONE:
+        return rows
+    return rows.sum() if reduction == SUM else rows.sum() / share.sum()
+
+
+def nll_loss(
+    self: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = MEAN, ignore_index: int = -100
+) -> Tensor:
+    """The rows ``-weight[t] * x[t]``, then the reduction."""
+    axis = 0 if self.ndim == 1 else 1
+    keep = target != ignore_index
+    index = torch.where(keep, target, torch.zeros_like(target))
+    share = keep.to(self.dtype)
+    if weight is not None:
+        share = share * weight[index]
+    rows = -self.gather(axis, index.unsqueeze(axis)).squeeze(axis) * share
+    if reduction == NONE:
+        return rows
+    return rows.sum() if reduction == SUM else rows.sum() / share.sum()
+
+
+def mse_loss(self: Tensor, target: Tensor, reduction: int = MEAN) -> Tensor:
+    """Squared differences, reduced."""
+    return _reduce((self - target).square(), reduction)
+
+
+def l1_loss(self: Tensor, target: Tensor, reduction: int = MEAN) -> Tensor:
+    """Absolute differences, reduced."""
+    return _reduce((self - target).abs(), reduction)
+
+
+def smooth_l1_loss(self: Tensor, target: Tensor, reduction: int = MEAN, beta: float = 1.0) -> Tensor:
+    """Quadratic below ``beta``, linear above, reduced."""
+    gap = (self - target).abs()
+    return _reduce(torch.where(gap < beta, 0.5 / beta * gap.square(), gap - 0.5 * beta) if beta else gap, reduction)
+
+
+def huber_loss(self: Tensor, target: Tensor, reduction: int = MEAN, delta: float = 1.0) -> Tensor:
+    """Quadratic up to ``delta``, linear above, reduced."""
+    gap = (self - target).abs()
+    return _reduce(torch.where(gap <= delta, 0.5 * gap.square(), delta * (gap - 0.5 * delta)), reduction)
+
+
+def binary_cross_entropy(self: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = MEAN) -> Tensor:
+    """Cross-entropy of probabilities; logs are cut at -100, as torch does."""
+    rows = -(target * self.log().clamp(min=-100) + (1 - target) * (1 - self).log().clamp(min=-100))
+    return _reduce(rows if weight is None else rows * weight, reduction)
+
+
+def binary_cross_entropy_with_logits(
+    self: Tensor, target: Tensor, weight: Tensor | None = None, pos_weight: Tensor | None = None, reduction: int = MEAN
+) -> Tensor:
+    """Cross-entropy of logits by log-sigmoid."""
+    positive = target if pos_weight is None else pos_weight * target
+    rows = -(positive * torch.nn.functional.logsigmoid(self) + (1 - target) * torch.nn.functional.logsigmoid(-self))
+    return _reduce(rows if weight is None else rows * weight, reduction)
+
+
+def soft_margin_loss(self: Tensor, target: Tensor, reduction: int = MEAN) -> Tensor:
+    """``log(1 + exp(-t x))``, reduced."""
+    return _reduce(-torch.nn.functional.logsigmoid(target * self), reduction)
+
+
+def kl_div(self: Tensor, target: Tensor, reduction: int = MEAN, *, log_target: bool = False) -> Tensor:
+    """``t (log t - x)``, reduced."""
+    if log_target:
+        return _reduce(target.exp() * (target - self), reduction)
+    return _reduce(torch.special.xlogy(target, target) - target * self, reduction)
+
+
+def batch_norm(
+    input: Tensor,  # noqa: A002
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """Batch normalisation whose statistics are functions of the batch in training, and constants in evaluation."""
+    shape = [1, -1] + [1] * (input.ndim - 2)
+    if training:
+        axes = [axis for axis in range(input.ndim) if axis != 1]
+        centred = input - input.mean(axes, keepdim=True)
+        scale = torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
+    else:
+        if running_mean is None or running_var is None:
+            raise GraphError("batch norm in evaluation has no running statistics; track them or use training mode.")
+        centred = input - running_mean.reshape(shape)
+        scale = torch.rsqrt(running_var + eps).reshape(shape)
+    normal = centred * scale
+    if weight is not None:
+        normal = normal * weight.reshape(shape)
+    return normal if bias is None else normal + bias.reshape(shape)
+
+
+def batch_norm_functional(
+    input: Tensor,  # noqa: A002
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`batch_norm` in the form export gives it; the new running statistics are not needed and returned unchanged."""
+    output = batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, False)
+    return output, running_mean.clone(), running_var.clone(), running_mean.clone(), running_var.clone()
+
+
+def instance_norm(
+    input: Tensor,  # noqa: A002
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """Normalisation over the positions of each sample and channel."""
+    if not use_input_stats:
+        return batch_norm(input, weight, bias, running_mean, running_var, False, momentum, eps, cudnn_enabled)
+    axes = list(range(2, input.ndim))
+    centred = input - input.mean(axes, keepdim=True)
+    normal = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
+    shape = [1, -1] + [1] * (input.ndim - 2)
+    if weight is not None:
+        normal = normal * weight.reshape(shape)
+    return normal if bias is None else normal + bias.reshape(shape)
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    """``v g / |v|`` over all axes but ``dim``; the fused kernel's double backward is wrong."""
+    axes = [axis for axis in range(v.ndim) if axis != dim % v.ndim]
+    norm = v.square().sum(axes, keepdim=True).sqrt()
+    return v * (g / norm), norm
+
+
+def dropout(input: Tensor, p: float, train: bool) -> Tensor:  # noqa: A002
+    """The identity, where nothing is dropped."""
+    if train and p > 0:
+        raise GraphError(
+            f"dropout is on with p={p}: the model answers differently from call to call, so its objective has no Hessian. Call "
+            "model.eval(), or set p=0."
+        )
+    return input.clone()
+
+
+def hardsigmoid(self: Tensor) -> Tensor:
+    """``clamp(x / 6 + 1/2, 0, 1)``; the fused kernel has no double backward."""
+    return torch.nn.functional.hardtanh(self / 6 + 0.5, 0.0, 1.0)
+
+
+def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    """Pairwise distances by explicit differences; the fused kernel has no double backward."""
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+
+
+def addcmul(self: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    """``self + value * t1 * t2``."""
+    return self + tensor1 * tensor2 * value
+
+
+def addcdiv(self: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    """``self + value * t1 / t2``."""
+    return self + tensor1 / tensor2 * value
+
+
+def broadcast_tensors(tensors: list[Tensor]) -> list[Tensor]:
+    """Each tensor expanded where it has to be."""
+    shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+    return [tensor.clone() if tensor.shape == shape else tensor.expand(shape) for tensor in tensors]
+
+
+def embedding_bag_forward(*args: Any, **kwargs: Any) -> Any:
+    """Refused: the fused kernel has no double backward."""
+    raise GraphError(
+        "embedding_bag has no double backward in torch. Write torch.nn.functional.embedding(ids, weight) followed by "
+        ".mean(dim) or .sum(dim) instead."
+    )
+
+
+def ctc_loss(*args: Any, **kwargs: Any) -> Any:
+    """Refused: there is no double backward."""
+    raise GraphError("ctc_loss has no double backward in torch, so its Hessian cannot be computed; choose another loss.")
+
+
+def lowerings() -> dict[Any, Callable[..., Any]]:
+    """The table: operation overload to the function traced in its place."""
+    aten = torch.ops.aten
+    table: dict[Any, Callable[..., Any]] = {
+        aten.scaled_dot_product_attention.default: attention,
+        aten.cross_entropy_loss.default: cross_entropy_loss,
+        aten.nll_loss_nd.default: nll_loss,
+        aten.nll_loss.default: nll_loss,
+        aten.nll_loss2d.default: nll_loss,
+        aten.mse_loss.default: mse_loss,
+        aten.l1_loss.default: l1_loss,
+        aten.smooth_l1_loss.default: smooth_l1_loss,
+        aten.huber_loss.default: huber_loss,
+        aten.binary_cross_entropy.default: binary_cross_entropy,
+        aten.binary_cross_entropy_with_logits.default: binary_cross_entropy_with_logits,
+        aten.soft_margin_loss.default: soft_margin_loss,
+        aten.kl_div.default: kl_div,
+        aten.batch_norm.default: batch_norm,
+        aten._native_batch_norm_legit_functional.default: batch_norm_functional,
+        aten.instance_norm.default: instance_norm,
+        aten._weight_norm_interface.default: weight_norm,
+        aten.dropout.default: dropout,
+        aten.feature_dropout.default: dropout,
+        aten.alpha_dropout.default: dropout,
+        aten.hardsigmoid.default: hardsigmoid,
+        aten.cdist.default: cdist,
+        aten.broadcast_tensors.default: broadcast_tensors,
+        aten.addcmul.default: addcmul,
+        aten.addcdiv.default: addcdiv,
+        aten.embedding_bag.default: embedding_bag_forward,
+        aten.embedding_bag.padding_idx: embedding_bag_forward,
+        aten.ctc_loss.IntList: ctc_loss,
+        aten.ctc_loss.Tensor: ctc_loss,
+    }
+    recurrent = [aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input]
+    table.update(get_decompositions(recurrent))
+    elementary = [
+        aten.var.dim, aten.var.correction, aten.var_mean.correction, aten.std.correction, aten.std.dim,
+        aten.hinge_embedding_loss.default, aten.margin_ranking_loss.default, aten.cosine_embedding_loss.default,
+        aten.multi_margin_loss.default, aten.multilabel_margin_loss.default, aten.lerp.Tensor, aten.lerp.Scalar,
+    ]  # fmt: skip
+    known = core_aten_decompositions()
+    table.update({op: known[op] for op in elementary if op in known})
+    return table

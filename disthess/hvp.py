@@ -1,0 +1,126 @@
+"""Gradients and Hessian-vector products of a problem by autograd on the eager model.
+
+This is the independent path: it shares no code with the graph sweep, and every stored Hessian is checked against it.
+``L(theta) = sum_b weight_b objective(batch_b)``; vectors are flat, in the order of ``problem.parameters()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from disthess.errors import ProblemError
+from disthess.problem import Problem
+
+
+@final
+class GradientTape:
+    """The gradient of one batch's weighted objective, taped once, to be applied to many vectors.
+
+    Args:
+        problem: Already in the dtype and on the device wanted.
+        index: Which batch.
+        names: Parameters to differentiate by, first names.
+    """
+
+    def __init__(self, problem: Problem, index: int, names: Sequence[str]) -> None:
+        by_name = {parameter.name: parameter.tensor for parameter in problem.parameters()}
+        self._leaves = [by_name[name].detach().clone().requires_grad_() for name in names]
+        value = problem.value(problem.batches[index], dict(zip(names, self._leaves, strict=True)))
+        self.loss = problem.weights[index] * value
+        if not self.loss.requires_grad:
+            raise ProblemError(
+                "the objective does not depend on any of the parameters asked for "
+                f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); check requires_grad, detach() and no_grad() in it."
+            )
+        self._gradients = torch.autograd.grad(self.loss, self._leaves, create_graph=True, materialize_grads=True)
+
+    def gradient(self) -> Tensor:
+        """``weight * d objective / d theta``, flat ``[P]``."""
+        return torch.cat([gradient.detach().reshape(-1) for gradient in self._gradients])
+
+    def product(self, vector: Tensor) -> Tensor:
+        """``H v`` of this batch: ``[P]`` from ``[P]``."""
+        inner = sum(
+            (gradient * part.reshape(gradient.shape)).sum()
+            for gradient, part in zip(self._gradients, self._split(vector), strict=True)
+        )
+        if not isinstance(inner, Tensor) or not inner.requires_grad:
+            return torch.zeros_like(vector)
+        result = torch.autograd.grad(inner, self._leaves, retain_graph=True, materialize_grads=True)
+        return torch.cat([entry.reshape(-1) for entry in result])
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """``H v_k`` for K vectors at once: ``[K, P]`` from ``[K, P]``; by a loop where an operation cannot be batched."""
+        live = [index for index, gradient in enumerate(self._gradients) if gradient.requires_grad]
+        if not live:
+            return torch.zeros_like(vectors)
+        pieces = torch.split(vectors, [leaf.numel() for leaf in self._leaves], dim=1)
+        seeds = [pieces[index].reshape(-1, *self._leaves[index].shape) for index in live]
+        try:
+            result = torch.autograd.grad(
+                [self._gradients[index] for index in live],
+                self._leaves,
+                seeds,
+                retain_graph=True,
+                is_grads_batched=True,
+                materialize_grads=False,
+                allow_unused=True,
+            )
+        except RuntimeError:
+            return torch.stack([self.product(vector) for vector in vectors])
+        rows = len(vectors)
+        return torch.cat(
+            [
+                vectors.new_zeros(rows, leaf.numel()) if entry is None else entry.reshape(rows, -1)
+                for entry, leaf in zip(result, self._leaves, strict=True)
+            ],
+            dim=1,
+        )
+
+    def _split(self, vector: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(vector, [leaf.numel() for leaf in self._leaves])
+
+
+def gradient(problem: Problem, names: Sequence[str]) -> tuple[float, Tensor]:
+    """``L`` and ``dL/dtheta`` (flat, ``[P]``, in the order of ``names``)."""
+    loss, total = 0.0, None
+    for index in range(len(problem.batches)):
+        tape = GradientTape(problem, index, names)
+        loss += float(tape.loss.detach())
+        total = tape.gradient() if total is None else total + tape.gradient()
+    return loss, torch.zeros(0) if total is None else total
+
+
+def hessian_vector_products(problem: Problem, names: Sequence[str], vectors: Tensor) -> Tensor:
+    """``H v_k`` over all batches: ``[K, P]`` from ``[K, P]``, by reverse over reverse mode, one vector at a time."""
+    total = torch.zeros_like(vectors)
+    for index in range(len(problem.batches)):
+        tape = GradientTape(problem, index, names)
+        total = total + torch.stack([tape.product(vector) for vector in vectors])
+    return total
+
+
+def gradient_difference_products(problem: Problem, names: Sequence[str], vectors: Tensor, step: float) -> Tensor:
+    """``(g(theta + h v) - g(theta - h v)) / (2 h)`` with ``h = step / |v|``: where autograd's second derivative is in doubt."""
+    by_name = {parameter.name: parameter.tensor for parameter in problem.parameters()}
+    rows = []
+    for vector in vectors:
+        length = step / float(vector.norm().clamp_min(1e-300))
+        shifted = []
+        for sign in (1.0, -1.0):
+            backup = [by_name[name].detach().clone() for name in names]
+            offset = 0
+            for name in names:
+                tensor = by_name[name]
+                piece = vector[offset : offset + tensor.numel()].reshape(tensor.shape)
+                tensor.data.add_(piece, alpha=sign * length)
+                offset += tensor.numel()
+            shifted.append(gradient(problem, names)[1])
+            for name, saved in zip(names, backup, strict=True):
+                by_name[name].data.copy_(saved)
+        rows.append((shifted[0] - shifted[1]) / (2 * length))
+    return torch.stack(rows)

@@ -1,0 +1,196 @@
+"""The plan: what will be computed, by whom, in how many bytes, known before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from disthess.plan.source import SourcePlan
+from disthess.store.layout import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run that has not started.
+
+    Attributes:
+        title: The problem in a line.
+        layout: What the store will hold, and the tiles.
+        sources: How each source is swept.
+        method: ``graph`` or ``autograd``.
+        method_reason: Why.
+        sharing: ``none``, ``sum`` or ``uses``.
+        independence: How independence of samples was decided.
+        samples: Samples in all batches.
+        batches: Number of batches.
+        workers: Number of workers.
+        threads: Threads per worker.
+        device: Where workers compute.
+        worker_bytes: Memory of a worker before its first tile.
+    """
+
+    title: str
+    layout: Layout
+    sources: tuple[SourcePlan, ...]
+    method: str
+    method_reason: str
+    sharing: str
+    independence: str
+    samples: int
+    batches: int
+    workers: int
+    threads: int
+    device: str
+    worker_bytes: int
+
+    @property
+    def flops(self) -> int:
+        """Projected floating point operations, 2 per multiply-add."""
+        return sum(tile.flops for tile in self.layout.tiles)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Projected bytes of the store's panels (with those that Dask reduces)."""
+        written = sum(tile.written_bytes for tile in self.layout.tiles)
+        item = 4 if self.layout.dtype == "float32" else 8
+        for panel in self.layout.panels:
+            if panel.reduced:
+                for start in range(0, panel.rows, panel.row_chunk):
+                    rows = min(panel.row_chunk, panel.rows - start)
+                    written += rows * (panel.columns - panel.first_column(start)) * item * len(self.layout.parts)
+        return written
+
+    @property
+    def peak_bytes(self) -> int:
+        """Projected peak memory of one worker, above an idle process: its base and its largest tile."""
+        return self.worker_bytes + max((tile.memory_bytes for tile in self.layout.tiles), default=0)
+
+    @property
+    def waves(self) -> int:
+        """Number of waves."""
+        return len({tile.wave for tile in self.layout.tiles})
+
+    def seconds(self, flops_per_second: float) -> float:
+        """Projected seconds of the busiest worker at a given rate of one worker."""
+        load = Counter[int]()
+        for tile in self.layout.tiles:
+            load[tile.owner] += tile.flops
+        return max(load.values(), default=0) / flops_per_second
+
+    def describe(self, limit_rows: int = 12, flops_per_second: float | None = None) -> str:
+        """The plan as text: totals, then one line per source (the dearest first, at most ``limit_rows``)."""
+        layout = self.layout
+        lines = [
+            f"problem       {self.title}",
+            f"parameters    P = {layout.numel:,} in {len(layout.parameters)} tensors; samples {self.samples:,} in "
+            f"{self.batches} batch{'es' if self.batches != 1 else ''}",
+            f"samples       {self.independence}",
+            f"method        {self.method}: {self.method_reason}",
+            f"stored        {', '.join(layout.parts)} as {layout.dtype}, each pair once: {human_bytes(self.disk_bytes)} on disk "
+            f"(both triangles would be {human_bytes(layout.numel**2 * (4 if layout.dtype == 'float32' else 8) * len(layout.parts))})",
+            f"work          {len(layout.tiles)} tiles in {self.waves} waves, {human_flops(self.flops)}"
+            + (f", about {human_seconds(self.seconds(flops_per_second))}" if flops_per_second else ""),
+            f"workers       {self.workers} x {self.threads} thread{'s' if self.threads != 1 else ''} on {self.device}; peak memory "
+            f"per worker at most {human_bytes(self.peak_bytes)}",
+        ]
+        if self.sharing != "none":
+            lines.append(f"sharing       {self.sharing}: " + _SHARING[self.sharing])
+        unused = [parameter.name for parameter in layout.parameters if not parameter.uses]
+        if unused:
+            lines.append(f"unreached     the objective does not depend on {', '.join(unused)}: zero blocks")
+        return "\n".join([*lines, "", *self._source_table(limit_rows)])
+
+    def _source_table(self, limit: int) -> list[str]:
+        rows = []
+        for source in self.sources:
+            tiles = [tile for tile in self.layout.tiles if tile.source == source.source]
+            rows.append((sum(tile.flops for tile in tiles), source, tiles))
+        rows.sort(key=lambda row: -row[0])
+        width = max([len(source.source) for _, source, _ in rows[:limit]] + [6])
+        lines = [f"{'source':<{width}}  {'rows':>9}  tiles  wave  {'basis':<9}  stack  {'work':>12}  {'written':>10}"]
+        for flops, source, tiles in rows[:limit]:
+            lines.append(
+                f"{source.source:<{width}}  {tiles[-1].span.stop:>9,}  {len(tiles):>5}  {tiles[0].wave:>4}  {source.basis:<9}  "
+                f"{source.stack:>5}  {human_flops(flops):>12}  {human_bytes(sum(t.written_bytes for t in tiles)):>10}"
+            )
+        if len(rows) > limit:
+            lines.append(f"... and {len(rows) - limit} more sources")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        tiles = [
+            {**{f.name: getattr(tile, f.name) for f in dataclasses.fields(tile) if f.name != "span"},
+             "start": tile.span.start, "stop": tile.span.stop}
+            for tile in self.layout.tiles
+        ]  # fmt: skip
+        return {
+            "title": self.title,
+            "parameters": [dataclasses.asdict(parameter) for parameter in self.layout.parameters],
+            "numel": self.layout.numel,
+            "parts": list(self.layout.parts),
+            "dtype": self.layout.dtype,
+            "method": self.method,
+            "method_reason": self.method_reason,
+            "sharing": self.sharing,
+            "independence": self.independence,
+            "samples": self.samples,
+            "batches": self.batches,
+            "workers": self.workers,
+            "threads": self.threads,
+            "device": self.device,
+            "flops": self.flops,
+            "disk_bytes": self.disk_bytes,
+            "worker_bytes": self.worker_bytes,
+            "peak_bytes": self.peak_bytes,
+            "waves": self.waves,
+            "sources": [dataclasses.asdict(source) for source in self.sources],
+            "tiles": tiles,
+        }
+
+
+_SHARING = {
+    "uses": "each use of a shared parameter is stored apart, Dask sums them",
+    "sum": "all uses of a shared parameter are swept at once",
+}
+
+
+def human_bytes(count: float) -> str:
+    """Bytes with a decimal unit.
+
+    >>> human_bytes(321_843_600)
+    '322 MB'
+    """
+    return _human(count, "B")
+
+
+def human_flops(count: float) -> str:
+    """Floating point operations with a decimal unit.
+
+    >>> human_flops(1.45e11)
+    '145 GFLOP'
+    """
+    return _human(count, "FLOP")
+
+
+def human_seconds(seconds: float) -> str:
+    """A duration.
+
+    >>> human_seconds(75)
+    '1 min 15 s'
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _human(count: float, unit: str) -> str:
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if abs(count) < 999.5 or prefix == "P":
+            return f"{count:.3g} {prefix}{unit}" if abs(count) < 999.5 else f"{count:.0f} {prefix}{unit}"
+        count /= 1000
+    return ""

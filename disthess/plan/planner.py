@@ -1,0 +1,224 @@
+"""From a workload to a plan: which panels, which basis, which tiles, whose.
+
+1. Sharing: per-use panels where they cost at most four times the summed ones, else sums.
+2. Per source: basis by cost, rows per tile, stack and microbatch.
+3. Tiles in waves of reverse topological level, longest first inside a wave, given to the worker with least to do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, final
+
+from disthess.errors import PlanError
+from disthess.plan.memory import tile_memory_bytes, worker_memory_bytes
+from disthess.plan.plan import Plan
+from disthess.plan.source import Basis, SourcePlan
+from disthess.plan.tiling import RowTiling, choose_basis, output_cost, parameter_cost, source_plan, tile_rows
+from disthess.plan.workload import SourceCost, Workload
+from disthess.store.layout import Layout, PanelKind, PanelSpec, Tile
+from disthess.types import DType, Part, Span
+
+Sharing = Literal["auto", "uses", "sum"]
+Method = Literal["graph", "autograd"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What the user asked for.
+
+    Attributes:
+        parts: Parts to store.
+        dtype: Of the panels.
+        method: How panels are computed.
+        method_reason: Why, in a sentence.
+        shared: How shared parameters are swept.
+        basis: Force a basis where it exists, or None for the cheaper.
+        workers: Number of workers.
+        threads: Threads per worker.
+        device: Device name.
+    """
+
+    parts: tuple[Part, ...]
+    dtype: DType
+    method: Method
+    method_reason: str
+    shared: Sharing
+    basis: Basis | None
+    workers: int
+    threads: int
+    device: str
+
+
+def make_plan(workload: Workload, request: PlanRequest) -> Plan:
+    """Plan a run.
+
+    Args:
+        workload: The problem in integers.
+        request: What is wanted.
+
+    Returns:
+        The plan; nothing has been allocated or run.
+
+    Raises:
+        PlanError: ``shared="uses"`` was asked for where uses are not known.
+    """
+    return _Planner(workload, request).plan()
+
+
+@final
+class _Planner:
+    def __init__(self, workload: Workload, request: PlanRequest) -> None:
+        self._work = workload
+        self._request = request
+        self._by_name = {parameter.name: parameter for parameter in workload.parameters}
+        self._ordered = sorted((p for p in workload.parameters if p.uses), key=lambda parameter: parameter.rank)
+        self._panels: list[PanelSpec] = []
+        self._outputs: dict[str, list[tuple[PanelKind, int]]] = {}
+        self._plans: list[SourcePlan] = []
+        self._tiles: list[tuple[int, Tile]] = []
+
+    def plan(self) -> Plan:
+        apart = self._uses_apart()
+        if apart:
+            self._plan_apart()
+        else:
+            for cost in self._work.sources:
+                self._source(cost, [("panels", self._targets(cost.parameter), True)])
+        tiles = self._order()
+        layout = Layout(
+            self._work.parameters,
+            tuple(self._panels),
+            tuple((name, tuple(keys)) for name, keys in self._outputs.items()),
+            tiles,
+            self._request.parts,
+            self._request.dtype,
+        )
+        return Plan(
+            title=self._work.title,
+            layout=layout,
+            sources=tuple(self._plans),
+            method=self._request.method,
+            method_reason=self._request.method_reason,
+            sharing="uses" if apart else "sum" if any(len(p.uses) > 1 for p in self._ordered) else "none",
+            independence=self._work.why,
+            samples=self._work.data_samples,
+            batches=self._work.batches,
+            workers=self._request.workers,
+            threads=self._request.threads,
+            device=self._request.device,
+            worker_bytes=worker_memory_bytes(self._work),
+        )
+
+    def _uses_apart(self) -> bool:
+        shared = [p for p in self._ordered if len(p.uses) > 1]
+        if self._request.shared == "uses" and shared and not self._work.use_sources:
+            raise PlanError(
+                "shared='uses' needs one captured graph for all batches; these batches have different graphs, or the method is "
+                "autograd. Use shared='sum'."
+            )
+        if self._request.shared == "sum" or not shared or not self._work.use_sources:
+            return False
+        if self._request.shared == "uses":
+            return True
+        total = sum(parameter.numel for parameter in self._ordered)
+        uses = sum(parameter.numel * len(parameter.uses) for parameter in self._ordered)
+        only = sum(parameter.numel * len(parameter.uses) for parameter in shared)
+        stored = only * (only + 1) // 2 + only * (uses - only)
+        return stored <= 4 * (total * (total + 1) // 2)
+
+    def _plan_apart(self) -> None:
+        use_costs = {cost.source: cost for cost in self._work.use_sources}
+        order = [cost.source for cost in self._work.use_sources]
+        shared = {name for cost in self._work.use_sources for name in cost.uses if len(self._by_name[cost.parameter].uses) > 1}
+        sizes = {cost.source: cost.rows for cost in self._work.use_sources}
+        for cost in self._work.sources:
+            if len(self._by_name[cost.parameter].uses) > 1:
+                self._reduced_panel(cost)
+                continue
+            outputs: list[tuple[PanelKind, tuple[tuple[str, int], ...], bool]] = [
+                ("panels", self._targets(cost.parameter), True)
+            ]
+            place = order.index(cost.uses[0])
+            later = tuple((name, sizes[name]) for name in order[place:] if name in shared)
+            if later:
+                outputs.append(("uses", later, False))
+            self._source(cost, outputs)
+        for position, name in enumerate(order):
+            if name in shared:
+                later = tuple((other, sizes[other]) for other in order[position:])
+                self._source(use_costs[name], [("uses", later, True)])
+
+    def _targets(self, source: str) -> tuple[tuple[str, int], ...]:
+        rank = self._by_name[source].rank
+        return tuple((p.name, p.numel) for p in self._ordered if p.rank >= rank)
+
+    def _reduced_panel(self, cost: SourceCost) -> None:
+        tiling = self._tiling(cost, sum(size for _, size in self._targets(cost.parameter)), 1)
+        self._panels.append(self._panel("panels", cost.parameter, cost.rows, self._targets(cost.parameter), tiling, True, True))
+
+    def _panel(
+        self,
+        kind: PanelKind,
+        source: str,
+        rows: int,
+        targets: tuple[tuple[str, int], ...],
+        tiling: RowTiling,
+        diagonal: bool,
+        reduced: bool,
+    ) -> PanelSpec:
+        index = sum(panel.kind == kind for panel in self._panels)
+        columns = sum(size for _, size in targets)
+        chunk = min(tiling.column_chunk, columns)
+        return PanelSpec(kind, index, source, rows, targets, tiling.row_chunk, chunk, diagonal, reduced)
+
+    def _tiling(self, cost: SourceCost, columns: int, unit_rows: int) -> RowTiling:
+        return tile_rows(cost.rows, columns, unit_rows, self._work.dtype_bytes * len(self._request.parts))
+
+    def _source(
+        self, cost: SourceCost, outputs: Sequence[tuple[PanelKind, tuple[tuple[str, int], ...], bool]]
+    ) -> None:
+        parts = len(self._request.parts)
+        basis = self._basis(cost)
+        widest = max(sum(size for _, size in targets) for _, targets, _ in outputs)
+        tiling = self._tiling(cost, widest, cost.unit_rows if basis == "output" else 1)
+        plan = source_plan(cost, basis, tiling.rows, self._work.largest_batch, self._work.dtype_bytes)
+        self._plans.append(plan)
+        panels = []
+        for kind, targets, diagonal in outputs:
+            name = cost.uses[0] if kind == "uses" else cost.parameter
+            panels.append(self._panel(kind, name, cost.rows, targets, tiling, diagonal, False))
+            self._panels.append(panels[-1])
+        self._outputs[cost.source] = [(panel.kind, panel.index) for panel in panels]
+        whole = output_cost(cost, parts) if basis == "output" else parameter_cost(cost, parts)
+        for start in range(0, cost.rows, tiling.rows):
+            span = Span(start, min(start + tiling.rows, cost.rows))
+            written = sum(span.size * (panel.columns - panel.first_column(start)) for panel in panels)
+            written *= parts * self._work.dtype_bytes
+            flops = 2 * self._work.samples * whole * span.size // cost.rows
+            buffer_columns = sum(panel.columns for panel in panels)
+            memory = tile_memory_bytes(cost, plan, span.size, written, buffer_columns, self._work, parts)
+            self._tiles.append((cost.level, Tile(0, cost.source, span, 0, 0, flops, written, memory)))
+
+    def _basis(self, cost: SourceCost) -> Basis:
+        if self._request.method == "autograd":
+            return "autograd"
+        if self._request.basis == "parameter" or cost.units == 0:
+            return "parameter"
+        return "output" if self._request.basis == "output" else choose_basis(cost, len(self._request.parts))
+
+    def _order(self) -> tuple[Tile, ...]:
+        waves = {level: wave for wave, level in enumerate(sorted({level for level, _ in self._tiles}))}
+        ordered = sorted(
+            ((waves[level], -tile.flops, position, tile) for position, (level, tile) in enumerate(self._tiles)),
+        )
+        load = [0] * self._request.workers
+        tiles = []
+        for index, (wave, _, _, tile) in enumerate(ordered):
+            owner = load.index(min(load))
+            load[owner] += tile.flops
+            tiles.append(dataclasses.replace(tile, index=index, wave=wave, owner=owner))
+        return tuple(tiles)
+
+

@@ -1,0 +1,114 @@
+"""Rows per tile, chunks, stacks and microbatches: pure functions of integers.
+
+Nothing here looks at the machine, so that a store's layout and bytes do not depend on where it was computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from disthess.plan.source import Basis, SourcePlan
+from disthess.plan.workload import SourceCost
+
+TILE_BYTES = 24 << 20
+"""Aim for the bytes that one tile writes, all parts together."""
+
+CHUNK_BYTES = 8 << 20
+"""Aim for the bytes of one chunk."""
+
+STACK_BYTES = 48 << 20
+"""Aim for the bytes of all tangents of one block of a stack on one microbatch."""
+
+MICROBATCH = 256
+"""Samples per microbatch, at most: enough for products to run at full speed."""
+
+MAX_ROWS = 1024
+"""Rows per tile, at most (more only where one output unit yields more)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowTiling:
+    """Rows per tile and the chunk shape.
+
+    Attributes:
+        rows: Rows per tile; a multiple of ``row_chunk``.
+        row_chunk: Rows per chunk.
+        column_chunk: Columns per chunk.
+    """
+
+    rows: int
+    row_chunk: int
+    column_chunk: int
+
+
+def choose_basis(cost: SourceCost, parts: int) -> Basis:
+    """The cheaper basis of a source, by multiply-adds."""
+    if cost.units == 0:
+        return "parameter"
+    return "output" if output_cost(cost, parts) < parameter_cost(cost, parts) else "parameter"
+
+
+def parameter_cost(cost: SourceCost, parts: int) -> int:
+    """Multiply-adds per sample for all rows, parameter basis."""
+    return cost.rows * parts * (cost.propagation + cost.summed_targets)
+
+
+def output_cost(cost: SourceCost, parts: int) -> int:
+    """Multiply-adds per sample for all rows, output basis: sweeps of the units, and the products with the inputs."""
+    products = cost.columns * cost.unit_rows
+    if cost.diagonal:
+        own = cost.units * cost.unit_rows
+        products -= own * cost.unit_rows // 2
+    return cost.units * cost.unit_tangents * cost.sweeps * parts * (cost.propagation + cost.apart_targets + products)
+
+
+def tile_rows(rows: int, columns: int, unit_rows: int, bytes_per_column: int) -> RowTiling:
+    """Rows per tile and chunks of a panel.
+
+    Args:
+        rows: ``p_source``.
+        columns: Of the widest panel that the tile writes.
+        unit_rows: Rows that come together (the layer's inputs in the output basis, else 1).
+        bytes_per_column: Bytes that one row writes per column, all parts.
+
+    Returns:
+        Whole units per tile, and whole chunks per tile.
+
+    >>> tile_rows(4096, 8970, 64, 4)
+    RowTiling(rows=640, row_chunk=640, column_chunk=3276)
+    """
+    fitting = max(1, TILE_BYTES // max(1, columns * bytes_per_column))
+    units = max(1, min(fitting, MAX_ROWS) // unit_rows)
+    chosen = min(units * unit_rows, rows)
+    row_chunk = chosen if chosen <= 2 * MAX_ROWS or chosen == rows and rows <= 2 * MAX_ROWS else _divisor(chosen)
+    column_chunk = min(columns, max(256, CHUNK_BYTES // (row_chunk * 4)))
+    return RowTiling(chosen, row_chunk, column_chunk)
+
+
+def _divisor(rows: int) -> int:
+    """The largest divisor of ``rows`` up to ``MAX_ROWS``, if it is of useful size; else ``rows`` itself."""
+    best = max(size for size in range(1, MAX_ROWS + 1) if rows % size == 0)
+    return best if best >= 64 else rows
+
+
+def source_plan(cost: SourceCost, basis: Basis, tile: int, largest_batch: int, dtype_bytes: int) -> SourcePlan:
+    """Stack and microbatch of a source, so that its tangents stay near ``STACK_BYTES``.
+
+    Args:
+        cost: The source's cost.
+        basis: Chosen basis.
+        tile: Rows per tile.
+        largest_batch: Samples of the largest batch.
+        dtype_bytes: Bytes per number.
+    """
+    unit_rows = cost.unit_rows if basis == "output" else 1
+    tangents = cost.unit_tangents if basis == "output" else 1
+    entries = max(1, cost.tangent_entries + 2 * cost.front_entries + cost.apart_entries)
+    room = max(1, STACK_BYTES // (entries * dtype_bytes * tangents))
+    units = -(-tile // unit_rows)
+    samples = max(1, min(largest_batch, MICROBATCH, room))
+    stack = max(1, min(units, room // samples))
+    if stack < 8 <= units and samples > 32:
+        samples = max(32, min(samples, room // 8))
+        stack = max(1, min(units, room // samples))
+    return SourcePlan(cost.source, cost.parameter, cost.uses, basis, stack, samples, unit_rows)

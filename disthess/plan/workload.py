@@ -1,0 +1,85 @@
+"""What the planner is told of a problem: names and integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from disthess.store.layout import ParameterSpec
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCost:
+    """Costs of sweeping one source, per tangent and sample unless said otherwise (multiply-adds; entries, not bytes).
+
+    Attributes:
+        source: Parameter name; or use name where it stands for one use of a shared parameter.
+        parameter: Its parameter.
+        uses: The uses it starts from.
+        level: Longest path to the loss.
+        rows: ``p_source``.
+        units: Output units, 0 where there is no output basis.
+        unit_rows: Inputs of the layer (rows per output unit), 0 where there is no output basis.
+        unit_tangents: Rows of one sample at the output; an output unit takes that many tangents.
+        sweeps: How many separate sweeps the output basis takes (one per use).
+        propagation: Forward pass and reverse wave, without what is done at target leaves.
+        summed_targets: Cotangents of all target leaves, summed over samples (parameter basis).
+        apart_targets: Forming per-sample rows of all target leaves (output basis).
+        columns: Entries of all target leaves; the output basis multiplies each by the layer's inputs.
+        diagonal: Whether the source's own block is symmetric in its inputs (half of the products).
+        tangent_entries: Entries of all tangents kept.
+        front_entries: Entries of the largest single tangent.
+        apart_entries: Entries of per-sample rows that are held whole (through reshaped weights).
+    """
+
+    source: str
+    parameter: str
+    uses: tuple[str, ...]
+    level: int
+    rows: int
+    units: int
+    unit_rows: int
+    unit_tangents: int
+    sweeps: int
+    propagation: int
+    summed_targets: int
+    apart_targets: int
+    columns: int
+    diagonal: bool
+    tangent_entries: int
+    front_entries: int
+    apart_entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A captured problem in integers.
+
+    Attributes:
+        title: One line that names the model and the objective.
+        parameters: Those selected, in user order.
+        sources: Cost of every parameter as a source, all uses together, by rank.
+        use_sources: Cost of every use of a shared parameter as a source.
+        samples: Samples told apart, over all batches (a coupled batch counts as one).
+        largest_batch: Samples of the largest batch.
+        batches: Number of batches.
+        data_samples: Samples as the user counts them.
+        independent: Whether samples are independent.
+        why: How that was decided.
+        model_bytes: Parameters, buffers and batches on one worker.
+        primal_bytes: Values and deltas of every node on all batches.
+        dtype_bytes: Bytes per number.
+    """
+
+    title: str
+    parameters: tuple[ParameterSpec, ...]
+    sources: tuple[SourceCost, ...]
+    use_sources: tuple[SourceCost, ...]
+    samples: int
+    largest_batch: int
+    batches: int
+    data_samples: int
+    independent: bool
+    why: str
+    model_bytes: int
+    primal_bytes: int
+    dtype_bytes: int

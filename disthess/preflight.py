@@ -1,0 +1,132 @@
+"""Checks of a problem before anything is planned: what cannot have a Hessian is refused by name, with what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from disthess.errors import DisthessError, ProblemError
+from disthess.problem import Problem, sample_count
+
+
+def check_problem(problem: Problem, selected: tuple[str, ...]) -> None:
+    """Refuse a problem whose Hessian is undefined or would be wrong.
+
+    Args:
+        problem: In the dtype and on the device that will be used.
+        selected: First names of the parameters wanted.
+
+    Raises:
+        ProblemError: Integer, complex or half precision parameters; NaN or infinity in a weight, a buffer or a batch (named);
+            an empty batch; an objective that fails, is no scalar, is NaN, does not depend on the parameters, or answers
+            differently twice.
+    """
+    _check_tensors(problem)
+    for index, batch in enumerate(problem.batches):
+        sample_count(batch)
+        _check_objective(problem, index, selected)
+
+
+def check_parameters(problem: Problem) -> None:
+    """Refuse a model without usable parameters.
+
+    Raises:
+        ProblemError: No parameter requires a gradient, or one is integer, complex or half precision.
+    """
+    trainable = problem.parameters()
+    if not trainable:
+        raise ProblemError("the model has no parameter that requires a gradient; set requires_grad on those whose Hessian is wanted.")
+    for name, tensor in problem.model.named_parameters():
+        if tensor.dtype.is_complex:
+            raise ProblemError(
+                f"parameter {name} is complex ({tensor.dtype}); disthess works on real parameters. Store real and imaginary parts as "
+                "two real parameters."
+            )
+        if not tensor.dtype.is_floating_point:
+            raise ProblemError(f"parameter {name} is {tensor.dtype}; only floating parameters have derivatives. Make it a buffer.")
+
+
+def check_dtype(problem: Problem, dtype: str | None) -> None:
+    """Half precision is computed only where the user asks for a wider dtype.
+
+    Raises:
+        ProblemError: A parameter is half precision and no dtype was given.
+    """
+    for parameter in problem.parameters():
+        if parameter.tensor.dtype not in (torch.float32, torch.float64) and dtype is None:
+            raise ProblemError(
+                f"parameter {parameter.name} is {parameter.tensor.dtype}; second derivatives in half precision are mostly rounding. "
+                "Pass dtype='float32' or dtype='float64' to compute the Hessian of the same weights in that precision."
+            )
+
+
+def _check_tensors(problem: Problem) -> None:
+    for name, tensor in problem.model.named_parameters():
+        _check_finite(f"parameter {name}", tensor)
+    for name, buffer in problem.model.named_buffers():
+        if buffer.is_floating_point() and bool(buffer.isnan().any()):
+            _check_finite(f"buffer {name}", buffer)
+    for index, batch in enumerate(problem.batches):
+        for path, leaf in pytree.tree_flatten_with_path(batch)[0]:
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                _check_finite(f"batch {index}, tensor {pytree.keystr(path) or 'itself'}", leaf)
+            if isinstance(leaf, Tensor) and leaf.dtype.is_complex:
+                raise ProblemError(f"batch {index}, tensor {pytree.keystr(path)} is complex; give real inputs.")
+
+
+def _check_finite(what: str, tensor: Tensor) -> None:
+    bad = ~torch.isfinite(tensor)
+    if bool(bad.any()):
+        place = tuple(int(i) for i in bad.nonzero()[0])
+        raise ProblemError(
+            f"{what} holds {int(bad.sum())} NaN or infinite value{'s' if int(bad.sum()) > 1 else ''} (the first at index "
+            f"{list(place)}); a Hessian there means nothing. Mend the data or the checkpoint."
+        )
+
+
+def _check_objective(problem: Problem, index: int, selected: tuple[str, ...]) -> None:
+    first = _evaluate(problem, index)
+    if not isinstance(first, Tensor):
+        raise ProblemError(f"the objective returns {type(first).__name__}; it must return a scalar tensor.")
+    if first.numel() != 1 or first.ndim > 0:
+        raise ProblemError(
+            f"the objective must be a scalar, it has shape {list(first.shape)} on batch {index}. Reduce it with .mean() or .sum()."
+        )
+    if not first.dtype.is_floating_point:
+        raise ProblemError(f"the objective is {first.dtype}; it must be a real floating scalar.")
+    if not bool(torch.isfinite(first)):
+        raise ProblemError(f"the objective is {float(first)} on batch {index}; check the data and the weights for overflow.")
+    second = _evaluate(problem, index)
+    if not torch.equal(first.detach(), second.detach()):
+        raise ProblemError(
+            f"the objective answers differently from call to call on batch {index} ({float(first):.9g}, then {float(second):.9g}): "
+            "dropout, sampling or state that changes. Call model.eval(), set dropout to 0, or draw the noise once and pass "
+            "it in the batch."
+        )
+    by_name = {parameter.name: parameter.tensor for parameter in problem.parameters()}
+    depends = first.requires_grad and any(
+        gradient is not None
+        for gradient in torch.autograd.grad(first, [by_name[name] for name in selected], allow_unused=True)
+    )
+    if not depends:
+        shown = ", ".join(selected[:5]) + (", ..." if len(selected) > 5 else "")
+        raise ProblemError(
+            f"the objective does not depend on any of the parameters asked for ({shown}) on batch {index}; look for detach(), "
+            "no_grad() or a loss of the data alone."
+        )
+
+
+def _evaluate(problem: Problem, index: int) -> Any:
+    try:
+        with torch.enable_grad():
+            return problem.value(problem.batches[index])
+    except DisthessError:
+        raise
+    except Exception as reason:
+        text = " ".join(str(reason).split())
+        raise ProblemError(
+            f"the objective failed on batch {index}: {type(reason).__name__}: {text[:300]}. It must run on the batch as given."
+        ) from reason

@@ -1,0 +1,251 @@
+"""From a problem and what is asked of it to a plan: check, capture, count, plan. Nothing of the Hessian is computed."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from disthess.errors import ConfigError, GraphError
+from disthess.execute.threads import default_threads
+from disthess.graph.program import Program, build_programs
+from disthess.plan.plan import Plan
+from disthess.plan.planner import Method, PlanRequest, Sharing, make_plan
+from disthess.plan.source import Basis
+from disthess.plan.workload import SourceCost, Workload
+from disthess.preflight import check_dtype, check_parameters, check_problem
+from disthess.problem import Parameter, Problem, batch_tensors, sample_count
+from disthess.store.layout import ParameterSpec
+from disthess.sweep.check import check_rules
+from disthess.sweep.workload import SourceCounter, parameter_targets, primal_entries
+from disthess.types import ITEM_BYTES, PARTS, DType, Part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is asked of a problem; see `disthess.compute` for each."""
+
+    parts: Sequence[Part] = ("hessian",)
+    parameters: str | Sequence[str] | None = None
+    dtype: DType | None = None
+    method: Literal["auto", "graph", "autograd"] = "auto"
+    shared: Sharing = "auto"
+    basis: Basis | None = None
+    executor: Literal["serial", "ray"] = "serial"
+    workers: int | None = None
+    threads: int | None = None
+    device: str | None = None
+    memory_bytes: int | None = None
+    address: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A problem ready to run.
+
+    Attributes:
+        problem: A copy in the run's dtype, on the CPU.
+        names: Selected parameters, in user order.
+        programs: One per batch; empty for the autograd method.
+        plan: The plan.
+    """
+
+    problem: Problem
+    names: tuple[str, ...]
+    programs: tuple[Program, ...]
+    plan: Plan
+
+
+def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prepared:
+    """Check, capture and plan.
+
+    Args:
+        problem: The user's problem; not changed.
+        options: What is asked.
+        checked: Whether to run the preflight checks and the rules' self-checks.
+
+    Returns:
+        The prepared run.
+
+    Raises:
+        ConfigError: An option is unknown or matches nothing.
+        ProblemError: The problem has no Hessian as given.
+        GraphError: ``method="graph"`` and the objective cannot be captured.
+        RuleError: A rule failed its self-check.
+    """
+    _check_options(options)
+    check_parameters(problem)
+    check_dtype(problem, options.dtype)
+    name = options.dtype or str(problem.dtype).removeprefix("torch.")
+    dtype: DType = "float64" if name == "float64" else "float32"
+    bound = problem.to(getattr(torch, dtype), "cpu")
+    names = select_parameters(bound, options.parameters)
+    if checked:
+        check_problem(bound, names)
+    programs, method, reason = _capture(bound, names, options.method, checked)
+    if programs and any(part != "hessian" for part in options.parts) and not programs[0].graph.has_model_boundary:
+        raise ConfigError(
+            "the ggn and residual parts need to know where the model ends and the loss begins. Pass loss= instead of objective=, "
+            "or name the module whose output is the model's output: Problem(..., output='name')."
+        )
+    workload = _workload(bound, names, programs, dtype)
+    workers, threads = _crew(options)
+    request = PlanRequest(
+        tuple(options.parts), dtype, method, reason, options.shared, options.basis, workers, threads, options.device or "cpu"
+    )
+    return Prepared(bound, names, programs, make_plan(workload, request))
+
+
+def select_parameters(problem: Problem, wanted: str | Sequence[str] | None) -> tuple[str, ...]:
+    """First names of the trainable parameters that match any of the globs, in user order.
+
+    Raises:
+        ConfigError: A glob matches no trainable parameter; near names are offered.
+    """
+    trainable = problem.parameters()
+    if wanted is None:
+        return tuple(parameter.name for parameter in trainable)
+    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {p.name for p in trainable if any(fnmatch.fnmatchcase(name, pattern) for name in (p.name, *p.aliases))}
+        if not found:
+            names = [parameter.name for parameter in trainable]
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:5]
+            raise ConfigError(
+                f"parameters={pattern!r} matches no trainable parameter of the model; near names: {', '.join(near)}."
+            )
+        chosen |= found
+    return tuple(parameter.name for parameter in trainable if parameter.name in chosen)
+
+
+def _capture(
+    problem: Problem, names: tuple[str, ...], method: str, checked: bool
+) -> tuple[tuple[Program, ...], Method, str]:
+    if method == "autograd":
+        return (), "autograd", "asked for"
+    try:
+        programs = build_programs(problem, frozenset(names))
+        if checked:
+            check_rules(problem, programs)
+    except GraphError as reason:
+        if method == "graph":
+            raise
+        return (), "autograd", f"the graph method is not available ({_clip(str(reason))})"
+    return programs, "graph", "captured by torch.export" if method == "auto" else "asked for"
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _workload(problem: Problem, names: tuple[str, ...], programs: tuple[Program, ...], dtype: DType) -> Workload:
+    item = ITEM_BYTES[dtype]
+    selected = [parameter for parameter in problem.parameters() if parameter.name in names]
+    named = [(p.name, p.aliases, tuple(p.tensor.shape)) for p in selected]
+    data = sum(sample_count(batch) for batch in problem.batches)
+    model_bytes = sum(t.numel() * t.element_size() for t in (*problem.model.parameters(), *problem.model.buffers()))
+    model_bytes += sum(t.numel() * t.element_size() for batch in problem.batches for t in batch_tensors(batch))
+    title = f"{type(problem.model).__name__}, {problem.recipe.title}"
+    batches = len(problem.batches)
+    if not programs:
+        return _autograd_workload(title, selected, named, data, batches, model_bytes, item)
+    graph = programs[0].graph
+    counter = SourceCounter(graph)
+    specs = counter.parameters(named)
+    targets = parameter_targets(specs)
+    ranked = sorted((spec for spec in specs if spec.uses), key=lambda spec: spec.rank)
+    sources = tuple(counter.together(spec, targets[spec.name]) for spec in ranked)
+    one_graph = all(program.graph is graph for program in programs)
+    sizes = [_told_apart(program, batch) for program, batch in zip(programs, problem.batches, strict=True)]
+    entries = sum(
+        primal_entries(program.graph) * size // program.graph.samples for program, size in zip(programs, sizes, strict=True)
+    )
+    return Workload(
+        title=title,
+        parameters=specs,
+        sources=sources,
+        use_sources=_use_costs(counter, ranked) if one_graph else (),
+        samples=sum(sizes),
+        largest_batch=max(sizes),
+        batches=batches,
+        data_samples=data,
+        independent=graph.independent,
+        why=graph.why,
+        model_bytes=model_bytes,
+        primal_bytes=entries * item,
+        dtype_bytes=item,
+    )
+
+
+def _told_apart(program: Program, batch: Any) -> int:
+    return sample_count(batch) if program.graph.independent else 1
+
+
+def _use_costs(counter: SourceCounter, ranked: Sequence[Any]) -> tuple[SourceCost, ...]:
+    if not any(len(spec.uses) > 1 for spec in ranked):
+        return ()
+    order = counter.use_names()
+    return tuple(counter.apart(use, frozenset(order[place:])) for place, use in enumerate(order))
+
+
+def _autograd_workload(
+    title: str,
+    selected: Sequence[Parameter],
+    named: Sequence[tuple[str, tuple[str, ...], tuple[int, ...]]],
+    data: int,
+    batches: int,
+    model_bytes: int,
+    item: int,
+) -> Workload:
+    specs = tuple(
+        ParameterSpec(name, aliases, shape, rank, (name,)) for rank, (name, aliases, shape) in enumerate(named)
+    )
+    total = sum(spec.numel for spec in specs)
+    sources = tuple(
+        SourceCost(spec.name, spec.name, spec.uses, 0, spec.numel, 0, 0, 0, 1, 4 * total, 0, 0, total, False, 4 * total, total, 0)
+        for spec in specs
+    )
+    return Workload(
+        title, specs, sources, (), data, 1, batches, data, False, "the autograd method does not need to know", model_bytes,
+        8 * model_bytes, item,
+    )  # fmt: skip
+
+
+def _crew(options: Options) -> tuple[int, int]:
+    if options.executor == "serial":
+        return 1, options.threads or default_threads(1)
+    workers = options.workers or default_threads(1)
+    return workers, options.threads or default_threads(workers)
+
+
+def _check_options(options: Options) -> None:
+    parts = options.parts
+    if isinstance(parts, str) or not parts or any(part not in PARTS for part in parts):
+        raise ConfigError(f"parts must be a list out of {', '.join(PARTS)}, got {parts!r}.")
+    if len(set(parts)) != len(parts):
+        raise ConfigError(f"parts names one part twice: {parts!r}.")
+    for key, allowed in _CHOICES.items():
+        value = getattr(options, key)
+        if value not in allowed:
+            shown = ", ".join(str(entry) for entry in allowed if entry is not None)
+            raise ConfigError(f"{key} must be one of {shown}, got {value!r}.")
+    for key in ("workers", "threads", "memory_bytes"):
+        value = getattr(options, key)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{key} must be a positive whole number, got {value!r}.")
+    if options.executor == "serial" and options.workers not in (None, 1):
+        raise ConfigError(f"workers={options.workers} needs executor='ray'; the serial executor is one worker with threads.")
+
+
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "dtype": (None, "float32", "float64"),
+    "method": ("auto", "graph", "autograd"),
+    "shared": ("auto", "uses", "sum"),
+    "basis": (None, "output", "parameter"),
+    "executor": ("serial", "ray"),
+}

@@ -1,0 +1,325 @@
+"""The problem: a model, an objective and batches, which together are the scalar L(theta) whose Hessian is wanted."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from disthess.errors import ConfigError, ProblemError
+
+Reduction = Literal["mean", "sum"]
+Loss = str | Callable[[Any, Any], Tensor]
+Objective = Callable[[nn.Module, Any], Tensor]
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:
+    """Softmax cross-entropy of logits ``[N, C, ...]`` against class indices or probabilities, over all positions."""
+    return nn.functional.cross_entropy(outputs, targets, reduction=reduction)
+
+
+def mse(outputs: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:
+    """Squared error ``(outputs - targets)**2``; ``mean`` divides by the number of entries, as torch does."""
+    return nn.functional.mse_loss(outputs, targets, reduction=reduction)
+
+
+def hinge(outputs: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:
+    """``max(0, 1 - targets * outputs)`` for targets of -1 and +1; 0 on the kink's flat side, as ``relu``."""
+    margins = torch.relu(1 - targets * outputs.reshape(targets.shape))
+    return margins.mean() if reduction == "mean" else margins.sum()
+
+
+NAMED_LOSSES: Mapping[str, Callable[[Tensor, Tensor, Reduction], Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "mse": mse,
+    "hinge": hinge,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter tensor under its first name, with the other names of the same object."""
+
+    name: str
+    aliases: tuple[str, ...]
+    tensor: nn.Parameter
+
+
+@final
+class ObjectiveModule(nn.Module):
+    """The scalar objective of one batch as a module, whose only child is the model: what is captured and differentiated."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.train(model.training)
+        # train() reached into the model's children: put their modes back as the user had set them.
+        for module, mode in recipe.modes(model):
+            module.training = mode
+
+    def forward(self, batch: Any) -> Tensor:
+        """The objective on one batch."""
+        return self.recipe.evaluate(self.model, batch)
+
+
+@final
+class Recipe:
+    """How a model and a batch give a scalar; holds no tensors."""
+
+    def __init__(self, loss: Loss | None, objective: Objective | None, reduction: Reduction) -> None:
+        self.loss = loss
+        self.objective = objective
+        self.reduction: Reduction = reduction
+
+    def modes(self, model: nn.Module) -> list[tuple[nn.Module, bool]]:
+        """Each module's training flag."""
+        return [(module, module.training) for module in model.modules()]
+
+    def evaluate(self, model: nn.Module, batch: Any) -> Tensor:
+        """The objective of ``model`` on ``batch``."""
+        if self.objective is not None:
+            return self.objective(model, batch)
+        inputs, targets = batch
+        return self.loss_of(call_model(model, inputs), targets)
+
+    def loss_of(self, outputs: Any, targets: Any) -> Tensor:
+        """The loss of a model's outputs; a named loss takes ``outputs.logits`` where there is such a thing."""
+        if callable(self.loss):
+            return self.loss(outputs, targets)
+        return NAMED_LOSSES[str(self.loss)](getattr(outputs, "logits", outputs), targets, self.reduction)
+
+    @property
+    def title(self) -> str:
+        """The objective in a word."""
+        if self.objective is not None:
+            return f"objective {_name(self.objective)}"
+        return f"{_name(self.loss)} ({self.reduction})" if isinstance(self.loss, str) else f"loss {_name(self.loss)}"
+
+
+def _name(function: Any) -> str:
+    return function if isinstance(function, str) else getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def call_model(model: nn.Module, inputs: Any) -> Any:
+    """Call a model on a tensor, a tuple or list of positional inputs, or a mapping of keyword inputs."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+@final
+class Problem:
+    """A model, an objective and batches: the scalar ``L(theta) = sum_b weight_b * objective(model, batch_b)``.
+
+    Args:
+        model: Any ``torch.nn.Module``. It is never changed, nor are its buffers.
+        loss: ``"cross_entropy"``, ``"mse"``, ``"hinge"``, or a callable ``(outputs, targets) -> scalar``. Batches are then
+            ``(inputs, targets)``; inputs are a tensor, a tuple (positional) or a dict (keywords).
+        objective: Instead of ``loss``: any callable ``(model, batch) -> scalar``; batches are whatever it takes
+            (tensors in tuples, lists or dicts).
+        batches: One or more batches. ``L`` is their weighted sum.
+        reduction: ``"mean"`` or ``"sum"``. For a named loss it is the loss's own reduction over samples, ``1/N`` or 1. For
+            several batches without ``weights`` it also says how they add up: ``mean`` weighs a batch by its share of all
+            samples (``n_b / sum n``), ``sum`` by 1. A callable loss or objective does its own reduction inside a batch.
+        weights: One number per batch, in place of the weights above.
+        output: With ``objective``: name of the module whose output is the model's output, so that the ``ggn`` and
+            ``residual`` parts are defined. With ``loss`` it is known.
+
+    Raises:
+        ConfigError: Both or neither of ``loss`` and ``objective``, an unknown loss name, no batches, or weights that
+            do not match them.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> problem = Problem(model, loss="mse", batches=[(torch.ones(3, 2), torch.zeros(3, 1))])
+        >>> problem.numel
+        3
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        loss: Loss | None = None,
+        objective: Objective | None = None,
+        batches: Sequence[Any],
+        reduction: Reduction = "mean",
+        weights: Sequence[float] | None = None,
+        output: str | None = None,
+    ) -> None:
+        _check_arguments(model, loss, objective, reduction)
+        if isinstance(batches, (Tensor, Mapping)) or not isinstance(batches, Sequence) or len(batches) == 0:
+            raise ConfigError(
+                f"batches must be a list of at least one batch, got {type(batches).__name__}"
+                f"{' of length 0' if isinstance(batches, Sequence) else ''}. For a single batch write batches=[batch]."
+            )
+        self.model = model
+        self.recipe = Recipe(loss, objective, reduction)
+        self.batches = tuple(batches)
+        if loss is not None:
+            for position, batch in enumerate(self.batches):
+                if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+                    raise ConfigError(
+                        f"batch {position} must be a pair (inputs, targets) when loss= is given, got "
+                        f"{type(batch).__name__}"
+                        f"{f' of length {len(batch)}' if hasattr(batch, '__len__') else ''}. Write batches=[(x, y)], or pass "
+                        "objective=callable(model, batch) for other shapes of batch."
+                    )
+        if weights is not None and len(weights) != len(self.batches):
+            raise ConfigError(
+                f"weights has {len(weights)} entries for {len(self.batches)} batches; give one number per batch, or leave it out."
+            )
+        self._weights = None if weights is None else tuple(float(weight) for weight in weights)
+        self.output = output
+
+    @property
+    def reduction(self) -> Reduction:
+        """``mean`` or ``sum``."""
+        return self.recipe.reduction
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Weight of each batch in ``L``."""
+        if self._weights is not None:
+            return self._weights
+        if self.reduction == "sum" or len(self.batches) == 1:
+            return (1.0,) * len(self.batches)
+        sizes = [sample_count(batch) for batch in self.batches]
+        return tuple(size / sum(sizes) for size in sizes)
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Every parameter tensor that requires a gradient, once, in ``named_parameters()`` order, with its aliases."""
+        names: dict[int, list[str]] = {}
+        tensors: dict[int, nn.Parameter] = {}
+        for name, tensor in self.model.named_parameters(remove_duplicate=False):
+            if tensor.requires_grad:
+                names.setdefault(id(tensor), []).append(name)
+                tensors[id(tensor)] = tensor
+        return tuple(Parameter(found[0], tuple(found[1:]), tensors[key]) for key, found in names.items())
+
+    @property
+    def numel(self) -> int:
+        """``P``, the number of trainable parameters."""
+        return sum(parameter.tensor.numel() for parameter in self.parameters())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' common floating dtype (the widest, where they differ)."""
+        kinds = {parameter.tensor.dtype for parameter in self.parameters()}
+        return torch.float64 if torch.float64 in kinds else next(iter(kinds), torch.float32)
+
+    def to(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> Problem:
+        """A deep copy with floating tensors in ``dtype`` on ``device``; ties are kept, the original is not touched."""
+        model = copy.deepcopy(self.model).to(device)
+        for module in model.modules():
+            for key, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_floating_point():
+                    module._buffers[key] = buffer.to(dtype)
+        for tensor in model.parameters():
+            tensor.grad = None
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+        moved = object.__new__(Problem)
+        moved.model = model
+        moved.recipe = self.recipe
+        moved.batches = tuple(pytree.tree_map(lambda leaf: _move(leaf, dtype, device), batch) for batch in self.batches)
+        moved._weights = self.weights
+        moved.output = self.output
+        return moved
+
+    def module(self) -> ObjectiveModule:
+        """The objective of one batch as a module over this problem's own model."""
+        return ObjectiveModule(self.model, self.recipe)
+
+    def value(self, batch: Any, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The objective on one batch, differentiable twice, buffers untouched.
+
+        Args:
+            batch: One of ``batches``.
+            parameters: Tensors to use in place of the model's, by name.
+
+        Returns:
+            Whatever the objective returns, a scalar for a well-formed problem.
+        """
+        module = self.module()
+        swapped: dict[str, Tensor] = {f"model.{name}": value for name, value in (parameters or {}).items()}
+        swapped.update({name: buffer.clone() for name, buffer in module.named_buffers()})
+        with twice_differentiable():
+            return torch.func.functional_call(module, swapped, (batch,))
+
+
+    def outputs(self, inputs: Any, parameters: Mapping[str, Tensor]) -> Any:
+        """The model's outputs with ``parameters`` in place of its own, buffers untouched."""
+        swapped: dict[str, Tensor] = dict(parameters)
+        swapped.update({name: buffer.clone() for name, buffer in self.model.named_buffers()})
+        args = () if isinstance(inputs, Mapping) else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
+        with twice_differentiable():
+            return torch.func.functional_call(self.model, swapped, args, kwargs)
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Choose kernels that have second derivatives: attention by plain products, recurrent nets without mkldnn."""
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+        yield
+
+
+def batch_tensors(batch: Any) -> list[Tensor]:
+    """The tensors of a batch, in the order of its tree."""
+    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def sample_count(batch: Any) -> int:
+    """Number of samples of a batch: the size of the first axis of its first tensor that has one.
+
+    Raises:
+        ProblemError: The batch holds no such tensor, or no samples.
+    """
+    for tensor in batch_tensors(batch):
+        if tensor.ndim > 0:
+            if tensor.shape[0] == 0:
+                raise ProblemError("a batch holds 0 samples; give batches with at least one sample each.")
+            return int(tensor.shape[0])
+    return 1
+
+
+def _move(leaf: Any, dtype: torch.dtype, device: str | torch.device) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return leaf.detach().to(device=device, dtype=dtype if leaf.is_floating_point() else leaf.dtype)
+
+
+def _check_arguments(model: Any, loss: Any, objective: Any, reduction: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    if (loss is None) == (objective is None):
+        raise ConfigError(
+            "give exactly one of loss= (a name, or a callable on (outputs, targets)) and objective= (a callable on "
+            f"(model, batch)); got {'both' if loss is not None else 'neither'}."
+        )
+    if isinstance(loss, str) and loss not in NAMED_LOSSES:
+        raise ConfigError(
+            f"loss {loss!r} is not known; known names are {', '.join(sorted(NAMED_LOSSES))}. Any other loss can be given as a "
+            "callable on (outputs, targets)."
+        )
+    if loss is not None and not isinstance(loss, str) and not callable(loss):
+        raise ConfigError(f"loss must be a name or a callable on (outputs, targets), got {type(loss).__name__}.")
+    if inspect.isclass(loss):
+        raise ConfigError(f"loss is the class {loss.__name__}; give an instance, {loss.__name__}().")
+    if objective is not None and not callable(objective):
+        raise ConfigError(f"objective must be callable on (model, batch), got {type(objective).__name__}.")
+    if reduction not in ("mean", "sum"):
+        raise ConfigError(f"reduction must be 'mean' or 'sum', got {reduction!r}.")

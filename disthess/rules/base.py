@@ -1,0 +1,111 @@
+"""What a rule is: one operation's first and second derivatives, applied to stacks of tangents.
+
+For a node ``f = g(x_0, x_1, ...)`` inside a scalar objective L, with cotangent ``delta = dL/df`` held fixed, write
+``D_a = dg/dx_a`` and ``S_ab = sum_i delta_i d2 g_i / dx_a dx_b``. A rule gives, for K tangents at once,
+
+* ``tangent``:    ``f' = sum_a D_a x_a'``
+* ``cotangent``:  ``x_a'' = D_a^T f'' + sum_b S_ab x_b'``   (the tangent of ``dL/dx_a``)
+
+Stacks carry the K tangents in a leading axis: a tangent of a value of shape ``[2, 3]`` is ``[K, 2, 3]``.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from disthess.graph.ir import BatchAxis
+
+Stack = Tensor
+"""A tensor with a leading axis of K tangents."""
+
+Stacks = Mapping[int, Tensor]
+"""Stacks by slot; a missing slot is zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Stands for the i-th tensor argument inside ``Call.arguments``."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operation at its primal point, on one slice of samples.
+
+    Attributes:
+        op: ``aten.linear.default`` and so on.
+        inputs: Its tensor arguments, in schema order (lists flattened): slot i is ``inputs[i]``.
+        arguments: Every schema argument by name, defaults filled in, tensors replaced by `Slot` (lists by tuples of
+            `Slot`).
+        run: ``run(*inputs)`` recomputes the output, any tensors of the same shapes in place of ``inputs``.
+        output: Its value.
+        delta: ``dL/d output``, same shape as ``output``; zeros where L does not see it.
+        batch: Batch axis of the output, or None.
+        batch_inputs: Batch axis of each input, or None.
+        samples: Number of samples n in this slice.
+    """
+
+    op: str
+    inputs: tuple[Tensor, ...]
+    arguments: Mapping[str, Any]
+    run: Callable[..., Tensor]
+    output: Tensor
+    delta: Tensor
+    batch: BatchAxis | None
+    batch_inputs: tuple[BatchAxis | None, ...]
+    samples: int
+
+    def slot(self, name: str) -> int | None:
+        """Slot of a schema argument that is a single tensor, or None if it was not given."""
+        value = self.arguments[name]
+        return value.index if isinstance(value, Slot) else None
+
+
+class AbstractRule(abc.ABC):
+    """One operation's derivatives. Leaves are final; values are frozen."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def tangent(self, call: Call, tangents: Stacks) -> Stack:
+        """``sum_a D_a x_a'``: ``[K, *output]`` from ``[K, *input]`` of at least one slot."""
+
+    @abc.abstractmethod
+    def cotangent(
+        self, call: Call, cotangent: Stack | None, tangents: Stacks, wanted: tuple[int, ...]
+    ) -> dict[int, Stack]:
+        """``D_a^T f'' + sum_b S_ab x_b'`` for each wanted slot a: ``[K, *input]``.
+
+        Args:
+            call: The primal point; S uses ``call.delta``.
+            cotangent: ``f''``, ``[K, *output]``, or None for zero.
+            tangents: ``x_b'``; empty to leave S out. ``cotangent`` and ``tangents`` are not both empty.
+            wanted: Slots to return. A slot may be left out of the result if its cotangent is zero.
+        """
+
+    def cotangent_per_sample(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> Stack | None:
+        """As `cotangent` for one slot that has no batch axis, before the sum over samples: ``[K, n, *input]``.
+
+        None means that the rule has no closed form; the caller then evaluates `cotangent` sample by sample.
+        """
+        return None
+
+    def source_rows(self, call: Call, slot: int) -> Tensor | None:
+        """For a slot that enters as ``f[n, r, o] = sum_j w[o, j] x[n, r, j]``: the rows ``x``, ``[n, R, i]``.
+
+        Then unit vectors of the output suffice for the panel of that slot (the output basis). None otherwise.
+        """
+        return None
+
+    def multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
+        """Multiply-adds of applying D to one tangent, from input shapes and output shape. Default: one per entry."""
+        count = 1
+        for size in shape:
+            count *= size
+        return count

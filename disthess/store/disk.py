@@ -1,0 +1,65 @@
+"""What a layout takes on disk, and whether that is there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from disthess.errors import StoreError
+from disthess.store.layout import Layout, PanelSpec
+from disthess.types import ITEM_BYTES
+
+CHECKSUM_BYTES = 4
+"""Of the crc32c at the end of every chunk."""
+
+
+def human_bytes(count: float) -> str:
+    """A count of bytes for people.
+
+    >>> human_bytes(1536), human_bytes(3 * 2**30)
+    ('1.5 KiB', '3.0 GiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} PiB"
+
+
+def panel_disk_bytes(panel: PanelSpec, item_bytes: int) -> int:
+    """Bytes of all stored chunks of one panel and one part; chunks at the edges are stored whole.
+
+    Row chunks of one tile may start further left than counted here, where tiles take several row chunks.
+
+    >>> panel_disk_bytes(PanelSpec("panels", 0, "w", 4, (("w", 4),), 2, 2, True), 8)
+    108
+    """
+    total = 0
+    chunk_bytes = panel.row_chunk * panel.column_chunk * item_bytes + CHECKSUM_BYTES
+    for start in range(0, panel.rows, panel.row_chunk):
+        total += -(-(panel.columns - panel.first_column(start)) // panel.column_chunk) * chunk_bytes
+    return total
+
+
+def layout_disk_bytes(layout: Layout) -> int:
+    """Bytes that a whole store of this layout takes, all panels and parts, without results."""
+    item = ITEM_BYTES[layout.dtype]
+    return len(layout.parts) * sum(panel_disk_bytes(panel, item) for panel in layout.panels)
+
+
+def check_disk(path: str | Path, needed_bytes: int) -> None:
+    """Refuse work whose output would not fit on the file system of ``path`` (which need not exist yet).
+
+    Raises:
+        StoreError: Less than ``needed_bytes`` are free.
+    """
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed_bytes:
+        raise StoreError(
+            f"The store {path} needs {human_bytes(needed_bytes)} ({needed_bytes:,} bytes) and the disk of {place} has "
+            f"{human_bytes(free)} left. Free some space, put the store on a larger disk, or store less: fewer "
+            f"parameters, one part instead of two, or float32."
+        )

@@ -1,0 +1,117 @@
+"""The ledger: one row per tile, written by the driver alone, after the tile's data.
+
+Six arrays of length ``tiles``. ``state`` is written last, so a row that says *done* is whole whenever the process dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import numpy as np
+import zarr
+
+from disthess.store.layout import TileRecord
+from disthess.store.zarrays import create_plain
+
+MISSING = 0
+DONE = 1
+QUARANTINED = 2
+
+_FIELDS: tuple[tuple[str, str], ...] = (
+    ("checksum", "uint32"),
+    ("seconds", "float64"),
+    ("written_bytes", "int64"),
+    ("peak_bytes", "int64"),
+    ("worker", "int32"),
+    ("state", "uint8"),
+)
+_CHUNK = 8192
+
+
+def create_ledger(root: zarr.Group, tiles: int) -> None:
+    """Create the ledger's arrays inside the root group; every tile is missing, and nothing is reduced."""
+    ledger = root.create_group("ledger", attributes={"quarantined": {}, "reduced": False})
+    for name, dtype in _FIELDS:
+        create_plain(ledger, name, (tiles,), np.dtype(dtype), (min(_CHUNK, max(1, tiles)),), 0)
+
+
+@final
+class Ledger:
+    """Which tiles are done, with checksums and costs; read from the disk each time, since workers and driver share it."""
+
+    def __init__(self, root: zarr.Group) -> None:
+        self._root = root
+        self._arrays: dict[str, Any] = {}
+
+    def read(self, field: str) -> np.ndarray:
+        """One column, ``[tiles]``, as it is on disk now."""
+        return np.asarray(self._array(field)[:])
+
+    def mark(self, records: Sequence[TileRecord]) -> None:
+        """Mark tiles done; their data must have been written before."""
+        if not records:
+            return
+        last = {record.tile: record for record in records}
+        index = np.array(sorted(last), dtype=np.int64)
+        rows = [last[tile] for tile in index.tolist()]
+        self._set("checksum", index, [record.checksum for record in rows])
+        self._set("seconds", index, [record.seconds for record in rows])
+        self._set("written_bytes", index, [record.written_bytes for record in rows])
+        self._set("peak_bytes", index, [record.peak_bytes for record in rows])
+        self._set("worker", index, [record.worker for record in rows])
+        self._set("state", index, [DONE] * len(rows))
+        self._forget({str(tile) for tile in last})
+
+    def quarantine(self, tile: int, message: str) -> None:
+        """Mark a tile that keeps failing; it counts as missing, and its message is kept until it is done."""
+        self._update({"quarantined": {**self.messages(), str(tile): message}})
+        self._set("state", np.array([tile]), [QUARANTINED])
+
+    def clear(self, tiles: Sequence[int]) -> None:
+        """Mark tiles missing."""
+        if tiles:
+            self._set("state", np.array(sorted(tiles)), [MISSING] * len(tiles))
+            self._forget({str(tile) for tile in tiles})
+
+    def messages(self) -> dict[str, str]:
+        """Messages of quarantined tiles, by tile number as a string."""
+        return dict(self._attributes().get("quarantined", {}))
+
+    def is_reduced(self) -> bool:
+        """Whether the panels of shared parameters have been summed from those of their uses."""
+        return bool(self._attributes().get("reduced", False))
+
+    def set_reduced(self, reduced: bool) -> None:
+        """Say whether they have."""
+        self._update({"reduced": reduced})
+
+    def _forget(self, tiles: set[str]) -> None:
+        old = self.messages()
+        kept = {tile: message for tile, message in old.items() if tile not in tiles}
+        if kept != old:
+            self._update({"quarantined": kept})
+
+    def _group(self) -> zarr.Group:
+        return zarr.open_group(
+            self._root.store,
+            path="ledger",
+            mode="r" if self._root.read_only else "r+",
+            zarr_format=3,
+            use_consolidated=False,
+        )
+
+    def _attributes(self) -> dict[str, Any]:
+        return self._group().attrs.asdict()
+
+    def _update(self, values: dict[str, Any]) -> None:
+        self._group().attrs.update(values)
+
+    def _array(self, field: str) -> Any:
+        if field not in self._arrays:
+            self._arrays[field] = self._root[f"ledger/{field}"]
+        return self._arrays[field]
+
+    def _set(self, field: str, index: np.ndarray, values: list[Any]) -> None:
+        array = self._array(field)
+        array.oindex[index] = np.asarray(values, dtype=array.dtype)

@@ -1,0 +1,90 @@
+"""The few calls of zarr that every part of the store makes: one kind of array, one way of opening a group.
+
+Arrays are uncompressed little-endian chunks, each followed by its crc32c, so that a flipped byte is an error and not a
+number. Consolidated metadata is not used: it would hide arrays written later.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.storage import LocalStore
+
+from disthess.types import Span
+
+_PIECE_BYTES = 16 << 20
+
+
+def create_root(path: Path, attributes: dict[str, Any]) -> zarr.Group:
+    """A new group at a path that holds none."""
+    return zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes)
+
+
+def open_root(path: Path, *, writable: bool) -> zarr.Group:
+    """The group at a path; zarr's own errors where there is none."""
+    return zarr.open_group(
+        LocalStore(path, read_only=not writable),
+        mode="r+" if writable else "r",
+        zarr_format=3,
+        use_consolidated=False,
+    )
+
+
+def create_plain(
+    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...], fill: float
+) -> Any:
+    """An array of uncompressed chunks with crc32c; chunks that equal the fill value are written as well."""
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks,
+        fill_value=fill,
+        filters=None,
+        serializer=BytesCodec(endian="little"),
+        compressors=[Crc32cCodec()],
+        config={"write_empty_chunks": True},
+    )
+
+
+def write_value(group: zarr.Group, name: str, value: np.ndarray) -> None:
+    """A new array with its values; large ones in chunks along the first axis."""
+    rows = value.shape[0] if value.ndim else 1
+    row_bytes = max(1, value.nbytes // max(1, rows))
+    chunks = tuple(max(1, size) for size in value.shape)
+    if value.ndim:
+        chunks = (max(1, min(rows, _PIECE_BYTES // row_bytes)), *chunks[1:])
+    fill = float("nan") if value.dtype.kind in "fc" else 0
+    array = create_plain(group, name, value.shape, value.dtype, chunks, fill)
+    if value.size:
+        array[...] = value
+
+
+def checksum_rows(checksum: int, values: np.ndarray) -> int:
+    """The crc32c of the bytes of ``values`` in C order and little-endian, going on from ``checksum``; few copies."""
+    little = values.dtype.newbyteorder("<")
+    rows = max(1, _PIECE_BYTES // max(1, values[:1].nbytes))
+    for start in range(0, values.shape[0], rows):
+        piece = np.ascontiguousarray(values[start : start + rows], dtype=little)
+        checksum = google_crc32c.extend(checksum, piece.reshape(-1).view(np.uint8))
+    return checksum
+
+
+def chunk_spans(region: tuple[Span, Span], chunks: tuple[int, int]) -> list[tuple[int, int]]:
+    """Numbers (row, column) of the chunks that meet a region.
+
+    >>> chunk_spans((Span(0, 3), Span(4, 5)), (2, 4))
+    [(0, 1), (1, 1)]
+    """
+    rows, columns = region
+    return [
+        (row, column)
+        for row in range(rows.start // chunks[0], -(-rows.stop // chunks[0]))
+        for column in range(columns.start // chunks[1], -(-columns.stop // chunks[1]))
+        if rows.size and columns.size
+    ]

@@ -1,0 +1,191 @@
+"""Tiles from a captured problem on one device: the graph sweep.
+
+For a tile, in blocks of the source plan's stack: for every batch and microbatch, seeds, one forward pass, one reverse wave
+per part; blocks add up in buffers over microbatches and batches in a fixed order, so the same tile has the same bits
+whoever computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import final, override
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disthess.errors import GraphError
+from disthess.graph.batch import rows_from_sample
+from disthess.graph.ir import Graph
+from disthess.plan.source import SourcePlan
+from disthess.rules.base import Stack
+from disthess.store.layout import Layout, PanelSpec
+from disthess.sweep.abstract import AbstractEngine
+from disthess.sweep.buffers import Buffers
+from disthess.sweep.frame import Frame
+from disthess.sweep.panel import OutputSink, ParameterSink, Targets
+from disthess.sweep.primal import Primal
+from disthess.sweep.wave import forward, reverse
+from disthess.types import Part, Span
+
+
+@final
+class GraphEngine(AbstractEngine):
+    """Computes tiles by sweeping the graph.
+
+    Args:
+        primals: One per batch.
+        parameters: Values by first name.
+        layout: The store's layout.
+        sources: How each source is swept, by name.
+    """
+
+    def __init__(
+        self,
+        primals: Sequence[Primal],
+        parameters: Mapping[str, Tensor],
+        layout: Layout,
+        sources: Mapping[str, SourcePlan],
+    ) -> None:
+        self._primals = tuple(primals)
+        self._parameters = parameters
+        self._layout = layout
+        self._sources = sources
+        self._frames: dict[tuple[int, int, int], Frame] = {}
+
+    @override
+    def compute(self, source: str, span: Span) -> dict[Part, list[np.ndarray]]:
+        plan = self._sources[source]
+        panels = self._layout.panels_of(source)
+        apart = any(panel.kind == "uses" for panel in panels)
+        units = Span(span.start // plan.unit_rows, -(-span.stop // plan.unit_rows))
+        like = self._parameters[plan.parameter]
+        buffers = {part: Buffers(units.size * plan.unit_rows, like) for part in self._layout.parts}
+        with torch.no_grad():
+            for first in range(units.start, units.stop, plan.stack):
+                block = Span(first, min(first + plan.stack, units.stop))
+                offset = (first - units.start) * plan.unit_rows
+                self._block(plan, panels, apart, block, offset, buffers)
+        drop = span.start - units.start * plan.unit_rows
+        members = {panel: _members(panel, apart, self._primals[0].graph) for panel in panels}
+        return {
+            part: [buffers[part].assemble(panel, span, drop, members[panel]) for panel in panels] for part in self._layout.parts
+        }
+
+    def _block(
+        self,
+        plan: SourcePlan,
+        panels: Sequence[PanelSpec],
+        apart: bool,
+        block: Span,
+        offset: int,
+        buffers: Mapping[Part, Buffers],
+    ) -> None:
+        for number, primal in enumerate(self._primals):
+            leaves = _source_leaves(primal.graph, plan)
+            targets = _targets(primal.graph, panels, apart)
+            for frame in self._microbatches(number, plan.samples):
+                if plan.basis == "parameter":
+                    self._parameter_block(frame, plan, leaves, targets, block, offset, buffers)
+                else:
+                    for leaf in leaves:
+                        self._output_block(frame, leaf, len(leaves) == 1, targets, block, offset, buffers)
+
+    def _microbatches(self, number: int, size: int) -> Iterator[Frame]:
+        primal = self._primals[number]
+        for start in range(0, primal.samples, size):
+            key = (number, start, size)
+            if key not in self._frames:
+                self._frames[key] = Frame(primal, Span(start, min(start + size, primal.samples)))
+            yield self._frames[key]
+
+    def _parameter_block(
+        self,
+        frame: Frame,
+        plan: SourcePlan,
+        leaves: Sequence[int],
+        targets: Targets,
+        block: Span,
+        offset: int,
+        buffers: Mapping[Part, Buffers],
+    ) -> None:
+        value = self._parameters[plan.parameter]
+        seed = value.new_zeros(block.size, value.numel())
+        seed[torch.arange(block.size), torch.arange(block.start, block.stop)] = 1
+        tangents = forward(frame, dict.fromkeys(leaves, seed.reshape(block.size, *value.shape)))
+        for part, held in buffers.items():
+            reverse(frame, tangents, part, min(targets.keys), ParameterSink(targets, held, offset))
+
+    def _output_block(
+        self,
+        frame: Frame,
+        leaf: int,
+        alone: bool,
+        targets: Targets,
+        block: Span,
+        offset: int,
+        buffers: Mapping[Part, Buffers],
+    ) -> None:
+        index, slot = consumer(frame.primal.graph, leaf)
+        call = frame.call(index)
+        inputs = frame.rule(index).source_rows(call, slot)
+        if inputs is None:
+            raise GraphError(f"{frame.node(index).name} has no output basis for {frame.node(leaf).op}; this is a planning fault.")
+        tangents = forward(frame, {index: _unit_outputs(frame, index, block, inputs.shape[1])})
+        width = frame.node(index).shape[-1]
+        symmetric = leaf if alone and inputs.shape[1] == 1 and frame.node(leaf).shape == (width, inputs.shape[2]) else None
+        for part, held in buffers.items():
+            sink = OutputSink(targets, held, inputs, block.size, offset, symmetric)
+            reverse(frame, tangents, part, min(targets.keys), sink)
+
+
+def consumer(graph: Graph, leaf: int) -> tuple[int, int]:
+    """The node that a use leaf feeds, and its (first) slot there."""
+    for node in graph.nodes[leaf + 1 :]:
+        tensors = [ref for ref in node.refs() if graph.nodes[ref].kind != "size"]
+        if leaf in tensors:
+            return node.index, tensors.index(leaf)
+    raise GraphError(f"use {graph.nodes[leaf].name} feeds no node.")
+
+
+def _unit_outputs(frame: Frame, index: int, block: Span, rows: int) -> Stack:
+    """Unit vectors of the node's output: units of ``block`` x R rows of every sample, ``[K, *output]``."""
+    node, value = frame.node(index), frame.value(index)
+    width = value.shape[-1]
+    seed = value.new_zeros(block.size, rows, frame.samples, rows, width)
+    units, places = torch.arange(block.size), torch.arange(rows)
+    seed[units[:, None], places[None, :], :, places[None, :], (units + block.start)[:, None]] = 1
+    flat = seed.reshape(block.size * rows, frame.samples, rows, width)
+    return rows_from_sample(flat, tuple(value.shape), node.batch, frame.samples)
+
+
+def _source_leaves(graph: Graph, plan: SourcePlan) -> tuple[int, ...]:
+    """Leaves of the source: by use name, or all of the parameter's where its uses are swept together."""
+    found = tuple(node.index for node in graph.nodes if node.kind == "use" and node.live and node.name in plan.uses)
+    if len(found) == len(plan.uses):
+        return found
+    return tuple(node.index for node in graph.nodes if node.kind == "use" and node.live and node.op == plan.parameter)
+
+
+def _targets(graph: Graph, panels: Sequence[PanelSpec], apart: bool) -> Targets:
+    wanted = {(panel.kind, name) for panel in panels for name, _ in panel.targets}
+    keys: dict[int, str] = {}
+    sizes: dict[int, int] = {}
+    for node in graph.nodes:
+        if node.kind == "use" and node.live and (("panels", node.op) in wanted or ("uses", node.name) in wanted):
+            keys[node.index] = node.name if apart else node.op
+            sizes[node.index] = int(np.prod(node.shape, dtype=np.int64))
+    return Targets(keys, sizes)
+
+
+def _members(panel: PanelSpec, apart: bool, graph: Graph) -> dict[str, tuple[str, ...]]:
+    """Buffer keys that add up to each target of a panel."""
+    if not apart:
+        return {name: (name,) for name, _ in panel.targets}
+    if panel.kind == "uses":
+        return {name: (name,) for name, _ in panel.targets}
+    uses: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        if node.kind == "use" and node.live:
+            uses.setdefault(node.op, []).append(node.name)
+    return {name: tuple(uses.get(name, ())) for name, _ in panel.targets}

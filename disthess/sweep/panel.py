@@ -1,0 +1,152 @@
+"""From what the reverse wave leaves at leaves to panel rows, in the two bases.
+
+*Parameter basis*: unit vectors of theta; a leaf's cotangent, summed over samples, is the block.
+
+*Output basis*, for a use ``z[n, r, o] = sum_j W[o, j] x[n, r, j]``: unit vectors of the output suffice. With the
+per-sample rows ``M[n, (o, r), :]`` that the wave leaves at a target,
+
+    H[(o, j), :] = sum_{n, r} x[n, r, j] M[n, (o, r), :]
+
+one GEMM per unit; samples must be independent, or be one. On the diagonal block of a use with one row per sample,
+``M = Hzz[n, o, a] x[n, b]`` and the sum is symmetric in (j, b): half of the products suffice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import final, override
+
+import torch
+from torch import Tensor
+
+from disthess.rules.base import Call, Stack
+from disthess.sweep.buffers import Buffers
+from disthess.sweep.frame import Frame
+from disthess.sweep.wave import AbstractSink, per_sample_rows
+
+CACHE_BYTES = 4 << 20
+"""Bytes of per-sample rows formed at a time, so that a product reads them from cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Which leaves are targets, and the buffer key of each.
+
+    Attributes:
+        keys: Buffer key by leaf index.
+        sizes: Number of entries by leaf index.
+    """
+
+    keys: Mapping[int, str]
+    sizes: Mapping[int, int]
+
+
+@final
+class ParameterSink(AbstractSink):
+    """Adds summed cotangents to rows ``[offset, offset + K)`` of the buffers."""
+
+    def __init__(self, targets: Targets, buffers: Buffers, offset: int) -> None:
+        self._targets = targets
+        self._buffers = buffers
+        self._offset = offset
+
+    @property
+    @override
+    def per_sample(self) -> bool:
+        return False
+
+    @override
+    def wants(self, leaf: int) -> bool:
+        return leaf in self._targets.keys
+
+    @override
+    def take(self, leaf: int, rows: Stack) -> None:
+        block = self._buffers.block(self._targets.keys[leaf], self._targets.sizes[leaf])
+        block[self._offset : self._offset + len(rows)] += rows.reshape(len(rows), -1)
+
+
+@final
+class OutputSink(AbstractSink):
+    """Multiplies per-sample rows by the source's input rows and adds them to the buffers.
+
+    Args:
+        targets: The targets.
+        buffers: Where rows add up.
+        inputs: The source's rows ``x``, ``[n, R, i]``.
+        units: How many output units are swept (the stack is units x R tangents, unit-major).
+        offset: First buffer row.
+        symmetric: Leaf whose block is the source's own diagonal and symmetric as above, or None.
+    """
+
+    def __init__(
+        self, targets: Targets, buffers: Buffers, inputs: Tensor, units: int, offset: int, symmetric: int | None
+    ) -> None:
+        self._targets = targets
+        self._buffers = buffers
+        self._samples, self._rows, self._width = inputs.shape
+        self._inputs = inputs.permute(2, 1, 0).reshape(self._width, self._rows * self._samples)
+        self._units = units
+        self._offset = offset
+        self._symmetric = symmetric
+
+    @property
+    @override
+    def per_sample(self) -> bool:
+        return True
+
+    @override
+    def wants(self, leaf: int) -> bool:
+        return leaf in self._targets.keys
+
+    @override
+    def take(self, leaf: int, rows: Stack) -> None:
+        flat = rows.reshape(self._units, self._rows * self._samples, -1)
+        self._add(leaf, slice(0, self._units), flat)
+
+    @override
+    def take_call(
+        self, frame: Frame, index: int, call: Call, slot: int, cotangent: Stack | None, tangents: Mapping[int, Stack]
+    ) -> None:
+        leaf = frame.slots(index)[slot]
+        if leaf == self._symmetric and cotangent is not None:
+            self._add_symmetric(leaf, cotangent)
+            return
+        size = self._targets.sizes[leaf]
+        per_unit = self._rows * self._samples * size * self._inputs.element_size()
+        step = max(1, CACHE_BYTES // max(1, per_unit))
+        for first in range(0, self._units, step):
+            units = slice(first, min(first + step, self._units))
+            stack = slice(units.start * self._rows, units.stop * self._rows)
+            part = None if cotangent is None else cotangent[stack]
+            parts = {key: value[stack] for key, value in tangents.items()}
+            rows = per_sample_rows(frame, index, call, slot, part, parts)
+            self._add(leaf, units, rows.reshape(units.stop - units.start, self._rows * self._samples, size))
+
+    def _add(self, leaf: int, units: slice, rows: Tensor) -> None:
+        """``block[(o, j), :] += sum_(r, n) x[j, (r, n)] rows[o, (r, n), :]``."""
+        block = self._buffers.block(self._targets.keys[leaf], self._targets.sizes[leaf])
+        count = units.stop - units.start
+        start = self._offset + units.start * self._width
+        where = block[start : start + count * self._width].view(count, self._width, -1)
+        where.baddbmm_(self._inputs.expand(count, -1, -1), rows)
+
+    def _add_symmetric(self, leaf: int, cotangent: Stack) -> None:
+        """``block[(o, j), (a, b)] += sum_n Hzz[o, n, a] x[j, n] x[b, n]``, from the pairs ``j <= b`` alone."""
+        low, high = torch.triu_indices(self._width, self._width, device=cotangent.device)
+        outputs = cotangent.shape[-1]
+        pairs = self._inputs[low] * self._inputs[high]
+        curvature = cotangent.reshape(self._units, self._samples, outputs).permute(0, 2, 1).reshape(-1, self._samples)
+        triangle = curvature @ pairs.T
+        place = torch.empty(self._width, self._width, dtype=torch.long, device=cotangent.device)
+        place[low, high] = torch.arange(len(low), device=cotangent.device)
+        place[high, low] = place[low, high]
+        block = self._buffers.block(self._targets.keys[leaf], self._targets.sizes[leaf])
+        count = self._units * self._width
+        where = block[self._offset : self._offset + count].view(self._units, self._width, outputs, self._width)
+        triangle = triangle.view(self._units, outputs, -1)
+        for row in range(self._width):
+            where[:, row] += triangle[:, :, place[row]]
+
+
+MakeSink = Callable[[Buffers], AbstractSink]

@@ -1,0 +1,87 @@
+"""Values and first-order cotangents of every node, once per batch.
+
+``delta_v = dL/df_v`` comes from autograd's ordinary reverse mode on the graph's own nodes, with the batch's weight and the
+loss's own ``1/N`` in it. First order is where autograd is reliable; everything second-order is done by rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from disthess.errors import ProblemError
+from disthess.graph.ir import Graph
+from disthess.graph.run import evaluate, leaves
+
+
+@dataclass(frozen=True, slots=True)
+class Primal:
+    """One batch's primal point.
+
+    Attributes:
+        graph: The graph it was computed on.
+        values: Value of each node: tensors, integers for sizes.
+        deltas: ``dL/df`` of each live node (same shape as its value), None elsewhere.
+        samples: Number of samples told apart (1 if they are coupled).
+        loss: The batch's weighted objective.
+    """
+
+    graph: Graph
+    values: tuple[Any, ...]
+    deltas: tuple[Tensor | None, ...]
+    samples: int
+    loss: float
+
+
+def compute_primal(
+    graph: Graph,
+    parameters: Mapping[str, Tensor],
+    inputs: Sequence[Tensor],
+    constants: Mapping[int, Tensor],
+    weight: float,
+) -> Primal:
+    """Run the graph forward and back once.
+
+    Args:
+        graph: The captured objective.
+        parameters: Values by first name.
+        inputs: The batch's tensors in tree order.
+        constants: Buffers and literals by node index.
+        weight: The batch's weight in L; it is part of every delta.
+
+    Returns:
+        Detached values and deltas.
+
+    Raises:
+        ProblemError: A value on the way is NaN or infinite where the loss depends on it.
+    """
+    values = leaves(graph, parameters, inputs, constants)
+    with torch.enable_grad():
+        for node in graph.nodes:
+            if node.kind == "use" and node.live:
+                values[node.index] = values[node.index].detach().requires_grad_()
+            elif node.kind in ("op", "size"):
+                values[node.index] = evaluate(node, values)
+        live = [node.index for node in graph.nodes if node.live]
+        loss = weight * values[graph.loss]
+        found = torch.autograd.grad(loss, [values[index] for index in live], allow_unused=True)
+    deltas: list[Tensor | None] = [None] * len(graph.nodes)
+    for index, delta in zip(live, found, strict=True):
+        deltas[index] = torch.zeros_like(values[index]) if delta is None else delta.detach()
+    if not bool(torch.isfinite(loss)):
+        raise ProblemError(f"the objective is {float(loss.detach())}; check the data and the weights for overflow.")
+    detached = tuple(value.detach() if isinstance(value, Tensor) else value for value in values)
+    return Primal(graph, detached, tuple(deltas), _samples(graph, inputs), float(loss.detach()))
+
+
+def _samples(graph: Graph, inputs: Sequence[Tensor]) -> int:
+    if not graph.independent:
+        return 1
+    for node in graph.nodes:
+        if node.kind == "input" and node.batch is not None:
+            return int(inputs[int(node.op)].shape[node.batch.dim]) // node.batch.rows_per_sample
+    return graph.samples

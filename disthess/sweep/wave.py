@@ -1,0 +1,161 @@
+"""Forward tangents from a source to the loss, and the reverse wave back down.
+
+With ``x'`` tangents and ``x''`` cotangent tangents (the tangent of ``delta``), per node ``f = g(x_0, x_1, ...)``:
+
+* forward:  ``f' = sum_a D_a x_a'  (+ seed)``
+* reverse:  ``x_a'' += D_a^T f'' + sum_b S_ab x_b'``
+
+What the reverse wave leaves at a parameter leaf is a panel block, at any other node an activation block. The parts differ
+only in which nodes' S they keep: all (``hessian``), those after the model's outputs (``ggn``), those inside it (``residual``).
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from disthess.graph.ir import Node
+from disthess.rules.base import Call, Stack
+from disthess.sweep.frame import Frame
+from disthess.sweep.single import one_sample
+from disthess.types import Part
+
+
+class AbstractSink(abc.ABC):
+    """Takes what the reverse wave leaves at parameter leaves."""
+
+    @property
+    @abc.abstractmethod
+    def per_sample(self) -> bool:
+        """Whether leaves want their cotangent before the sum over samples."""
+
+    @abc.abstractmethod
+    def wants(self, leaf: int) -> bool:
+        """Whether a leaf is a target."""
+
+    @abc.abstractmethod
+    def take(self, leaf: int, rows: Stack) -> None:
+        """``[K, *parameter]``, or ``[K, n, *parameter]`` if ``per_sample``."""
+
+    def take_call(
+        self, frame: Frame, index: int, call: Call, slot: int, cotangent: Stack | None, tangents: Mapping[int, Stack]
+    ) -> None:
+        """A leaf that feeds a node with samples, in a ``per_sample`` wave: the sink evaluates it block by block."""
+        raise NotImplementedError
+
+
+def forward(frame: Frame, seeds: Mapping[int, Stack]) -> dict[int, Stack]:
+    """Tangents of every node that a seed reaches, ``[K, *value]`` each.
+
+    Args:
+        frame: The microbatch.
+        seeds: Tangents added at nodes: at a use leaf its own, at an operation a perturbation of its output.
+
+    Returns:
+        By node index; nodes not reached are left out (zero).
+    """
+    tangents: dict[int, Stack] = {}
+    for node in frame.primal.graph.nodes[min(seeds) :]:
+        if not node.live or node.region == "total":
+            continue
+        found = _tangents_of(frame, node, tangents)
+        stack = frame.rule(node.index).tangent(frame.call(node.index), found) if found else None
+        seed = seeds.get(node.index)
+        if seed is not None:
+            stack = seed if stack is None else stack + seed
+        if stack is not None:
+            tangents[node.index] = stack
+    return tangents
+
+
+def reverse(frame: Frame, tangents: Mapping[int, Stack], part: Part, stop: int, sink: AbstractSink) -> None:
+    """The reverse wave down to node ``stop`` (included), handing each target leaf's rows to ``sink``.
+
+    Args:
+        frame: The microbatch.
+        tangents: From `forward`.
+        part: Which nodes' S are kept.
+        stop: Lowest node index of interest.
+        sink: Receives rows at leaves.
+    """
+    graph = frame.primal.graph
+    cotangents: dict[int, Stack] = {}
+    for node in reversed(graph.nodes[stop:]):
+        if not node.live or node.region == "total":
+            continue
+        cotangent = cotangents.pop(node.index, None)
+        if node.kind == "use":
+            if cotangent is not None and sink.wants(node.index):
+                sink.take(node.index, cotangent)
+            continue
+        kept = _tangents_of(frame, node, tangents) if _keeps_curvature(frame, node, part) else {}
+        if cotangent is None and not kept:
+            continue
+        _node_step(frame, node, cotangent, kept, stop, sink, cotangents)
+
+
+def _node_step(
+    frame: Frame,
+    node: Node,
+    cotangent: Stack | None,
+    kept: Mapping[int, Stack],
+    stop: int,
+    sink: AbstractSink,
+    cotangents: dict[int, Stack],
+) -> None:
+    graph = frame.primal.graph
+    call, rule, refs = frame.call(node.index), frame.rule(node.index), frame.slots(node.index)
+    wanted = tuple(slot for slot, ref in enumerate(refs) if graph.nodes[ref].live and ref >= stop and _goes_on(graph.nodes[ref], sink))
+    if sink.per_sample and node.region == "sample":
+        apart = tuple(slot for slot in wanted if graph.nodes[refs[slot]].region == "weight")
+        wanted = tuple(slot for slot in wanted if slot not in apart)
+        for slot in apart:
+            if graph.nodes[refs[slot]].kind == "use":
+                sink.take_call(frame, node.index, call, slot, cotangent, kept)
+            else:
+                rows = per_sample_rows(frame, node.index, call, slot, cotangent, kept)
+                _add(cotangents, refs[slot], rows.flatten(0, 1))
+    if wanted:
+        for slot, stack in rule.cotangent(call, cotangent, kept, wanted).items():
+            _add(cotangents, refs[slot], stack)
+
+
+def per_sample_rows(
+    frame: Frame, index: int, call: Call, slot: int, cotangent: Stack | None, tangents: Mapping[int, Stack]
+) -> Stack:
+    """``[K, n, *input]`` of a slot shared by all samples; sample by sample where the rule has no closed form."""
+    rule = frame.rule(index)
+    rows = rule.cotangent_per_sample(call, cotangent, tangents, slot)
+    if rows is not None:
+        return rows
+    pieces = []
+    for sample in range(frame.samples):
+        alone, part, parts = one_sample(frame, index, sample, cotangent, tangents)
+        found = rule.cotangent(alone, part, parts, (slot,))
+        some = part if part is not None else next(iter(parts.values()))
+        zero = some.new_zeros(some.shape[0], *call.inputs[slot].shape)
+        pieces.append(found.get(slot, zero))
+    return torch.stack(pieces, dim=1)
+
+
+def _goes_on(node: Node, sink: AbstractSink) -> bool:
+    return node.kind != "use" or sink.wants(node.index)
+
+
+def _keeps_curvature(frame: Frame, node: Node, part: Part) -> bool:
+    if node.region == "weight" and not frame.first:
+        return False
+    return part == "hessian" or node.in_model == (part == "residual")
+
+
+def _tangents_of(frame: Frame, node: Node, tangents: Mapping[int, Stack]) -> dict[int, Stack]:
+    if node.kind != "op":
+        return {}
+    return {slot: tangents[ref] for slot, ref in enumerate(frame.slots(node.index)) if ref in tangents}
+
+
+def _add(stacks: dict[int, Tensor], index: int, stack: Tensor) -> None:
+    stacks[index] = stack if index not in stacks else stacks[index] + stack

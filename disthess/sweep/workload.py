@@ -1,0 +1,153 @@
+"""Count what sweeping each source of a captured problem takes, from shapes and the rules' multiply-adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+from disthess.graph.ir import Graph, Node
+from disthess.graph.waves import levels, live_uses
+from disthess.plan.workload import SourceCost
+from disthess.rules.table import rule_for
+from disthess.store.layout import ParameterSpec
+
+_BILINEAR = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "conv", "embedding")
+
+
+@final
+class SourceCounter:
+    """Costs of sources of one graph; ``per`` divides batch totals into one sample's share."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._per = graph.samples if graph.independent else 1
+        self._levels = levels(graph)
+        self._uses = live_uses(graph)
+        self._consumer = {}
+        for node in graph.nodes:
+            for ref in node.refs():
+                if graph.nodes[ref].kind == "use":
+                    self._consumer.setdefault(ref, node)
+
+    def parameters(self, named: Sequence[tuple[str, tuple[str, ...], tuple[int, ...]]]) -> tuple[ParameterSpec, ...]:
+        """Specs in user order from (name, aliases, shape), with ranks by first use."""
+        uses: dict[str, list[str]] = {}
+        for node in self._uses:
+            uses.setdefault(node.op, []).append(node.name)
+        order = list(uses) + [name for name, _, _ in named if name not in uses]
+        rank = {name: position for position, name in enumerate(order)}
+        return tuple(ParameterSpec(name, aliases, shape, rank[name], tuple(uses.get(name, ()))) for name, aliases, shape in named)
+
+    def use_names(self) -> tuple[str, ...]:
+        """Names of all live uses in topological order."""
+        return tuple(node.name for node in self._uses)
+
+    def together(self, parameter: ParameterSpec, targets: frozenset[str]) -> SourceCost:
+        """All uses of a parameter swept together against target parameters (itself among them)."""
+        leaves = [node for node in self._uses if node.op == parameter.name]
+        wanted = [node for node in self._uses if node.op in targets]
+        return self._count(parameter.name, leaves, wanted)
+
+    def apart(self, use: str, targets: frozenset[str]) -> SourceCost:
+        """One use against target uses."""
+        leaves = [node for node in self._uses if node.name == use]
+        wanted = [node for node in self._uses if node.name in targets]
+        return self._count(use, leaves, wanted)
+
+    def _count(self, source: str, leaves: Sequence[Node], targets: Sequence[Node]) -> SourceCost:
+        graph = self._graph
+        reached = self._reached(leaves)
+        stop = min(node.index for node in targets)
+        wanted = {node.index for node in targets}
+        propagation = summed = apart = held = 0
+        for node in graph.nodes[stop:]:
+            if not node.live or node.region == "total" or node.kind != "op":
+                continue
+            cost = self._macs(node)
+            bilinear = _is_bilinear(node)
+            for ref in node.refs():
+                other = graph.nodes[ref]
+                if not other.live:
+                    continue
+                share = cost if _size(other) > 1 and bilinear and len(other.shape) > 1 else _size(node)
+                crossing = share if bilinear and any(r in reached for r in node.refs() if r != ref) else 0
+                if ref in reached:
+                    propagation += share
+                if other.kind == "use":
+                    if ref in wanted:
+                        summed += share + crossing
+                        apart += share + crossing
+                elif ref >= stop:
+                    propagation += share + crossing
+                    if other.region == "weight" and node.region == "sample":
+                        held += _size(other) * self._per
+        basis = self._output_basis(leaves)
+        parameter = leaves[0].op
+        per = self._per
+        return SourceCost(
+            source=source,
+            parameter=parameter,
+            uses=tuple(node.name for node in leaves),
+            level=max(self._levels[node.index] for node in leaves),
+            rows=_size(leaves[0]),
+            units=basis[0],
+            unit_rows=basis[1],
+            unit_tangents=basis[2],
+            sweeps=len(leaves),
+            propagation=-(-propagation // per),
+            summed_targets=-(-summed // per),
+            apart_targets=-(-apart // per),
+            columns=sum(_size(node) for node in targets),
+            diagonal=len(leaves) == 1 and basis[2] == 1,
+            tangent_entries=-(-sum(_size(graph.nodes[index]) for index in reached if graph.nodes[index].region != "total") // per),
+            front_entries=-(-max((_size(node) for node in graph.nodes if node.live and node.kind == "op"), default=1) // per),
+            apart_entries=held // per,
+        )
+
+    def _reached(self, leaves: Sequence[Node]) -> set[int]:
+        reached = {node.index for node in leaves}
+        for node in self._graph.nodes[min(reached) :]:
+            if node.live and node.region != "total" and any(ref in reached for ref in node.refs()):
+                reached.add(node.index)
+        return reached
+
+    def _macs(self, node: Node) -> int:
+        shapes = tuple(self._graph.nodes[ref].shape for ref in node.refs() if self._graph.nodes[ref].kind != "size")
+        return max(1, rule_for(node.op).multiply_adds(shapes, node.shape))
+
+    def _output_basis(self, leaves: Sequence[Node]) -> tuple[int, int, int]:
+        """(units, unit_rows, rows per sample) where every use is the weight of a linear layer, else zeros."""
+        rows = 0
+        for leaf in leaves:
+            node = self._consumer[leaf.index]
+            refs = [ref for ref in node.refs() if self._graph.nodes[ref].kind != "size"]
+            if node.op != "aten.linear.default" or refs[1] != leaf.index or refs.count(leaf.index) > 1 or len(leaf.shape) != 2:
+                return 0, 0, 0
+            if self._graph.independent and node.region != "sample":
+                return 0, 0, 0
+            rows = max(rows, _size(node) // (node.shape[-1] * self._per))
+        return leaves[0].shape[0], leaves[0].shape[1], rows
+
+
+def primal_entries(graph: Graph) -> int:
+    """Entries of all values and deltas of the captured example."""
+    return sum(_size(node) * (2 if node.live else 1) for node in graph.nodes if node.kind != "size")
+
+
+def parameter_targets(parameters: Sequence[ParameterSpec]) -> Mapping[str, frozenset[str]]:
+    """For each parameter that is used: those of the same or a later rank."""
+    used = [parameter for parameter in parameters if parameter.uses]
+    return {
+        source.name: frozenset(target.name for target in used if target.rank >= source.rank) for source in used
+    }
+
+
+def _is_bilinear(node: Node) -> bool:
+    return node.op.split(".")[1].strip("_").startswith(_BILINEAR)
+
+
+def _size(node: Node) -> int:
+    count = 1
+    for size in node.shape:
+        count *= size
+    return count
