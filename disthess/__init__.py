@@ -53,7 +53,7 @@ __all__ = [
 class _Package(ModuleType):
     """This package. Python binds a sub-package to its parent when it is loaded; a public function keeps its name.
 
-    Without this, ``disthess.plan`` would be the function before, and the sub-package after, something imports the latter.
+    Without this, ``disthess.plan`` would be the function until something imports the sub-package, and that from then on.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

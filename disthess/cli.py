@@ -48,7 +48,9 @@ StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="A store th
 PartOption = Annotated[PartName, typer.Option("--part", help="Which matrix; residual = hessian - ggn.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the random start vectors.")]
-StoreOption = Annotated[Path | None, typer.Option("--store", metavar="S", help="Write here, not to the run file's store.")]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", metavar="S", help="Write here, not to the run file's store.")
+]
 ExecutorOption = Annotated[ExecutorName | None, typer.Option("--executor", help="In this process, or Ray actors.")]
 WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, metavar="N", help="How many Ray actors.")]
 ThreadsOption = Annotated[
@@ -69,12 +71,15 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; allowed anywhere.")] = False,
 ) -> None:
     """The exact Hessian of a PyTorch model, block by block, in a Zarr store.
 
-    `plan` says what a run would cost, `run` computes it or goes on where it stopped; the other verbs read the store. A Hessian of P parameters has P x P entries: ask for the plan first.
+    `plan` says what a run would cost, `run` computes it or goes on where it stopped; the other verbs read the
+    store. A Hessian of P parameters has P x P entries: ask for the plan first.
     """
 
 
@@ -169,9 +174,7 @@ def block(
     cli_report.print_block(values, f"{part.value} of {a} by {b}", out)
 
 
-@app.command(
-    epilog="Example: `disthess spectrum runs/digits_mlp.zarr --top 20 --density --plot spectrum.png`"
-)
+@app.command(epilog="Example: `disthess spectrum runs/digits_mlp.zarr --top 20 --density --plot spectrum.png`")
 def spectrum(
     store: StoreArgument,
     top: Annotated[int, typer.Option("--top", min=0, metavar="K", help="How many eigenvalues at each end.")] = 10,
@@ -201,7 +204,9 @@ def spectrum(
 def lowrank(
     store: StoreArgument,
     rank: Annotated[int, typer.Option("--rank", min=1, metavar="R", help="How many eigenpairs to keep.")] = 50,
-    out: Annotated[Path | None, typer.Option("--out", metavar="F.npz", help="Save values [R] and vectors [P, R].")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="F.npz", help="Save values [R] and vectors [P, R].")
+    ] = None,
     part: PartOption = PartName.hessian,
     seed: SeedOption = 0,
     as_json: JsonOption = False,

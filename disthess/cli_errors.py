@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from disthess.errors import DisthessError
 
 # Raised on purpose by the parser: Exit, Abort, and usage errors with every other error of the parser's own.
-_OF_THE_PARSER = (typer.Exit, typer.Abort, typer.BadParameter.__mro__[2])
+_OF_THE_PARSER: tuple[type[BaseException], ...] = (typer.Exit, typer.Abort, typer.BadParameter.__mro__[2])
 
 
 @final
@@ -47,7 +47,8 @@ class ErrorReportingGroup(TyperGroup):
             if debug:
                 raise
             said = " ".join(str(error).split())
-            _fail(f"this is a bug in disthess: {type(error).__name__}: {said}; run with --debug for the traceback", 1, error)
+            message = f"this is a bug in disthess: {type(error).__name__}: {said}; run with --debug for the traceback"
+            _fail(message, 1, error)
 
 
 def _fail(message: str, code: int, error: BaseException) -> None:

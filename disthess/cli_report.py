@@ -32,16 +32,16 @@ def print_run(store: Any, report: ReportSection, path: str) -> None:
     part = store.parts[0]
     pairs = api.eigenvalues(store, k=report.eigenvalues, part=part) if report.eigenvalues else None
     curve = api.spectral_density(store, part=part) if report.density else None
-    table = store.blocks(part) if report.blocks or report.pictures else None
     if pairs is not None:
         print_spectrum(part, pairs, None)
     if report.blocks:
-        print_blocks(part, table, report.blocks)
+        print_blocks(part, store.blocks(part), report.blocks)
     if report.pictures:
         # Beside the store, not in it: a store holds arrays alone.
         folder = Path(path).with_suffix(".pictures")
         draw(pictures.spectrum_picture, folder / "spectrum.png", curve, pairs, part)
-        draw(pictures.block_picture, folder / "blocks.png", [entry.name for entry in store.parameters], table.matrix(), part)
+        names = [entry.name for entry in store.parameters]
+        draw(pictures.block_picture, folder / "blocks.png", names, store.blocks(part).matrix(), part)
         typer.echo(f"pictures   {folder / 'spectrum.png'}  {folder / 'blocks.png'}")
     typer.echo(f"store      {path}    (disthess info {path})")
 
@@ -92,7 +92,9 @@ def spectrum_summary(part: str, pairs: Any, density: Any) -> dict[str, Any]:
 def print_low_rank(part: str, found: Any, out: Path | None) -> None:
     """Values and what is left out."""
     values = found.values
-    typer.echo(f"{part}, rank {len(values)}: error {found.error:.4g} in Frobenius norm, {found.relative_error:.2%} of the whole")
+    typer.echo(
+        f"{part}, rank {len(values)}: error {found.error:.4g} in Frobenius norm, {found.relative_error:.2%} of the whole"
+    )
     shown = ", ".join(f"{value:.5g}" for value in values[:10])
     typer.echo(f"values, largest magnitude first: {shown}{', ...' if len(values) > 10 else ''}")
     if out is not None:
@@ -159,7 +161,9 @@ def print_store(store: Any) -> None:
     tiles = tree["tiles"]
     typer.echo(f"store      {tree['path']}: {', '.join(tree['parts'])}, {tree['dtype']}")
     typer.echo(f"parameters {tree['numel']:,} in {len(tree['parameters'])} tensors")
-    typer.echo(f"tiles      {tiles['done']} of {tiles['total']} done{', run again to resume' if tiles['missing'] else ''}")
+    typer.echo(
+        f"tiles      {tiles['done']} of {tiles['total']} done{', run again to resume' if tiles['missing'] else ''}"
+    )
     if tree["loss"] is not None and tree["gradient_norm"] is not None:
         typer.echo(f"loss       {tree['loss']:.8g}, gradient norm {tree['gradient_norm']:.4g}")
     for part in tree["parts"]:
@@ -257,7 +261,9 @@ def _written(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be written: {error}. Name a file of a kind and in a folder that can be.") from error
+        raise ConfigError(
+            f"{path} cannot be written: {error}. Name a file of a kind and in a folder that can be."
+        ) from error
 
 
 def _table(title: str, *columns: str, left: int = 0) -> Table:

@@ -156,7 +156,9 @@ def load(path: str | Path) -> RunConfig:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no run file {file}. Give the path of a YAML file, for example configs/digits_mlp.yaml.") from error
+        raise ConfigError(
+            f"there is no run file {file}. Give the path of a YAML file, for example configs/digits_mlp.yaml."
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the run file {file} cannot be read: {error}. Give the path of a YAML text file.") from error
     try:
@@ -191,7 +193,9 @@ def parse(tree: Any, place: str) -> RunConfig:
 
 
 def _sentence(entry: dict[str, Any]) -> str:
-    location = [part for part in entry["loc"] if isinstance(part, int) or not str(part).startswith(("list[", "str", "function"))]
+    location = [
+        part for part in entry["loc"] if isinstance(part, int) or not str(part).startswith(("list[", "str", "function"))
+    ]
     key, section = str(location[-1]) if location else "", location[:-1]
     where = f"section {'.'.join(map(str, section))}" if section else "the top level"
     if entry["type"] == "extra_forbidden":

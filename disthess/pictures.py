@@ -51,7 +51,11 @@ def spectrum_picture(path: Path, density: Density | None, pairs: Eigenvalues | N
         # A logarithmic axis needs a floor: most of the range of a Hessian's spectrum is nearly empty.
         floor = max(float(height.max()) * 1e-6, np.finfo(float).tiny)
         axes.fill_between(
-            grid, np.maximum(height - 2 * error, floor), np.maximum(height + 2 * error, floor), color="tab:blue", alpha=0.25
+            grid,
+            np.maximum(height - 2 * error, floor),
+            np.maximum(height + 2 * error, floor),
+            color="tab:blue",
+            alpha=0.25,
         )
         axes.plot(grid, np.maximum(height, floor), color="tab:blue", label="density (shaded: two standard errors)")
         axes.set_yscale("log")
@@ -73,7 +77,7 @@ def spectrum_picture(path: Path, density: Density | None, pairs: Eigenvalues | N
         axes.set_yticks([])
     axes.set_xlabel("eigenvalue")
     axes.set_title(f"Spectrum of the {title}")
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path)
 
 

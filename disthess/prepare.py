@@ -207,7 +207,7 @@ def _autograd_workload(
     )
     total = sum(spec.numel for spec in specs)
     sources = tuple(
-        SourceCost(spec.name, spec.name, spec.uses, 0, spec.numel, 0, 0, 0, 1, 4 * total, 0, 0, total, False, 4 * total, total, 0)
+        SourceCost(spec.name, spec.name, spec.uses, 0, spec.numel, 0, 0, 0, 4 * total, 0, 0, total, False, 4 * total, total, 0)
         for spec in specs
     )
     return Workload(

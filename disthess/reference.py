@@ -9,8 +9,8 @@ import torch
 
 from disthess import hvp
 from disthess.errors import ConfigError
-from disthess.prepare import select_parameters
 from disthess.preflight import check_parameters
+from disthess.prepare import select_parameters
 from disthess.problem import Problem
 from disthess.sweep.autograd import GaussNewtonTape
 from disthess.types import PARTS, Part

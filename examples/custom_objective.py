@@ -1,6 +1,6 @@
 """Any scalar of model and batch: here a robust loss with weight decay, on batches that are dicts, one of them heavier.
 
-    python examples/custom_objective.py
+Run it: python examples/custom_objective.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A small convolutional network on 8 x 8 images of digits: strides, group norm, average pooling.
 
-    python examples/digits_cnn.py
+Run it: python examples/digits_cnn.py
 """
 
 from __future__ import annotations

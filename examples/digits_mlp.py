@@ -1,6 +1,6 @@
 """An MLP 64-64-64-10 with tanh on scikit-learn's 1,797 images of handwritten digits: 8,970 parameters.
 
-    disthess run configs/digits_mlp.yaml
+Run it: disthess run configs/digits_mlp.yaml
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ def problem(hidden: int = 64, steps: int = 300, samples: int = 1797, seed: int =
         seed: Of the random start.
     """
     images, labels = digits(samples)
-    model = nn.Sequential(
-        nn.Linear(64, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 10)
-    )
+    model = nn.Sequential(nn.Linear(64, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 10))
     with one_thread():
         start(model, seed)
         train(model, images, labels, steps)

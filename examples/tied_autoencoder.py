@@ -1,8 +1,8 @@
 """An autoencoder whose decoder is the transposed encoder: one weight, used twice.
 
-The block of a shared weight is the sum over all pairs of its uses; ``shared="uses"`` keeps the summands in the store too.
+The block of a shared weight is the sum over all pairs of its uses; ``shared="uses"`` keeps the summands in the store.
 
-    python examples/tied_autoencoder.py
+Run it: python examples/tied_autoencoder.py
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# One machine: one Ray actor per GPU where there are GPUs, else one per two cores. A private Ray, gone when the run ends.
+# One machine: one Ray actor per GPU if the run file says `device: cuda`, else one per two cores. A private Ray, gone when the
+# run ends.
 #   cluster/local/run.sh CONFIG [more options of `disthess run`]
 set -euo pipefail
 config="${1:?usage: cluster/local/run.sh CONFIG [options of disthess run]}"
 shift
 
-if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then
+if grep -Eq 'device: *"?cuda' "$config"; then
     workers="$(nvidia-smi -L | wc -l)"
     threads=4
 else

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import final, override
+from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from disthess.errors import ExecutionError
 from disthess.execute.memory import PeakMemory

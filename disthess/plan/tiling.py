@@ -59,7 +59,7 @@ def output_cost(cost: SourceCost, parts: int) -> int:
     if cost.diagonal:
         own = cost.units * cost.unit_rows
         products -= own * cost.unit_rows // 2
-    return cost.units * cost.unit_tangents * cost.sweeps * parts * (cost.propagation + cost.apart_targets + products)
+    return cost.units * cost.unit_tangents * parts * (cost.propagation + cost.apart_targets + products)
 
 
 def tile_rows(rows: int, columns: int, unit_rows: int, bytes_per_column: int) -> RowTiling:

@@ -20,7 +20,6 @@ class SourceCost:
         units: Output units, 0 where there is no output basis.
         unit_rows: Inputs of the layer (rows per output unit), 0 where there is no output basis.
         unit_tangents: Rows of one sample at the output; an output unit takes that many tangents.
-        sweeps: How many separate sweeps the output basis takes (one per use).
         propagation: Forward pass and reverse wave, without what is done at target leaves.
         summed_targets: Cotangents of all target leaves, summed over samples (parameter basis).
         apart_targets: Forming per-sample rows of all target leaves (output basis).
@@ -39,7 +38,6 @@ class SourceCost:
     units: int
     unit_rows: int
     unit_tangents: int
-    sweeps: int
     propagation: int
     summed_targets: int
     apart_targets: int

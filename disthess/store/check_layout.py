@@ -27,7 +27,9 @@ def check_layout(layout: Layout) -> None:
             if (kind, index) in seen or layout.panel(kind, index).reduced:
                 raise ValueError(f"the panel {kind}/{index} has two writers")
             seen.add((kind, index))
-    lost = [panel.path(layout.parts[0]) for panel in layout.panels if _is_lost(panel.kind, panel.index, panel.reduced, seen)]
+    lost = [
+        panel.path(layout.parts[0]) for panel in layout.panels if _is_lost(panel.kind, panel.index, panel.reduced, seen)
+    ]
     if lost:
         raise ValueError(f"no tile writes the panels {', '.join(lost)}")
 

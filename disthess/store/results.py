@@ -40,7 +40,9 @@ def write_result(path: Path, name: str, arrays: Mapping[str, np.ndarray], attrib
     if (target.exists() and not has_result(path, name)) or any(
         has_result(path, "/".join(name.split("/")[:depth])) for depth in range(1, name.count("/") + 1)
     ):
-        raise StoreError(f"The result name {name!r} is taken by another group of the store {path}; choose another name.")
+        raise StoreError(
+            f"The result name {name!r} is taken by another group of the store {path}; choose another name."
+        )
     for key, value in arrays.items():
         if _WORD.fullmatch(key) is None or np.asarray(value).dtype.kind not in "biufc":
             raise StoreError(
@@ -77,9 +79,25 @@ def read_result(path: Path, name: str) -> tuple[dict[str, np.ndarray], dict[str,
     return arrays, dict(from_json(group.attrs.asdict()[_MARK]))
 
 
+def remove_result(path: Path, name: str) -> None:
+    """Remove a result, if it is there."""
+    if has_result(path, name):
+        old = path / f"{TEMPORARY}{uuid.uuid4().hex}"
+        os.rename(path / name, old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def result_names(path: Path) -> tuple[str, ...]:
     """Names of all results, sorted."""
     return tuple(sorted(_walk(path, path)))
+
+
+def remove_leftovers(path: Path) -> int:
+    """Remove what killed writers left; returns how many. Only while nobody writes."""
+    left = [*path.glob(f"{TEMPORARY}*")]
+    for place in left:
+        shutil.rmtree(place, ignore_errors=True)
+    return len(left)
 
 
 def _walk(path: Path, place: Path) -> Iterator[str]:

@@ -10,19 +10,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 import zarr
 
 from disthess.errors import StoreError
 from disthess.store import results
-from disthess.store.disk import human_bytes
 from disthess.store.encode import from_json, layout_from_json, to_json
-from disthess.store.ledger import DONE, Ledger
 from disthess.store.layout import Attributes, Layout, PanelSpec, Tile, TileRecord
-from disthess.store.make import RESERVED_ATTRIBUTES, make_store, open_store_group
-from disthess.store.verify import VerifyReport
+from disthess.store.ledger import DONE, Ledger
+from disthess.store.make import RESERVED_ATTRIBUTES, first_line, local_path, make_store, open_store_group, writing
+from disthess.store.verify import VerifyReport, verify_store
 from disthess.store.zarrays import checksum_rows, chunk_spans
 from disthess.types import Part, Span
 
@@ -64,7 +63,7 @@ class Store:
         Raises:
             StoreError: Nothing is there, it is no store, damaged, of a newer schema, or not writable.
         """
-        place = Path(path).absolute()
+        place = local_path(path)
         return cls(place, open_store_group(place, writable=writable), writable=writable)
 
     @property
@@ -92,7 +91,7 @@ class Store:
         taken = RESERVED_ATTRIBUTES.intersection(values)
         if taken:
             raise StoreError(f"The attributes {', '.join(sorted(taken))} of a store cannot be changed.")
-        with _Writing(self.path, "attributes", 0):
+        with writing(self.path, "attributes", 0):
             self._root.attrs.update(to_json(values))
 
     # -- panels
@@ -121,7 +120,9 @@ class Store:
             ValueError: The region is outside the panel.
         """
         if rows.stop > panel.rows or columns.stop > panel.columns:
-            raise ValueError(f"{rows} x {columns} is outside the panel of {panel.source}, {panel.rows} x {panel.columns}")
+            raise ValueError(
+                f"{rows} x {columns} is outside the panel of {panel.source}, {panel.rows} x {panel.columns}"
+            )
         array = self.array(panel, part)
         for chunk in chunk_spans((rows, columns), (panel.row_chunk, panel.column_chunk)):
             if not (self._path / panel.path(part) / array.metadata.encode_chunk_key(chunk)).exists():
@@ -130,7 +131,7 @@ class Store:
             return np.asarray(array[rows.start : rows.stop, columns.start : columns.stop])
         except (ValueError, OSError) as error:
             chunk = self._find_damaged(panel, part, rows, columns)
-            raise StoreError(self._damage(panel, part, chunk, f"is damaged ({_first_line(error)})")) from error
+            raise StoreError(self._damage(panel, part, chunk, f"is damaged ({first_line(error)})")) from error
 
     def write_tile(self, tile: Tile, arrays: Mapping[Part, Sequence[np.ndarray]]) -> tuple[int, int]:
         """Write a tile's data, and leave the ledger alone.
@@ -152,7 +153,7 @@ class Store:
         self._check_tile(tile, panels, arrays)
         written = sum(array.nbytes for part in self._layout.parts for array in arrays[part])
         checksum = 0
-        with _Writing(self.path, f"tile {tile.index}", written):
+        with writing(self.path, f"tile {tile.index}", written):
             for part in self._layout.parts:
                 for panel, values in zip(panels, arrays[part], strict=True):
                     first = panel.first_column(tile.span.start)
@@ -179,7 +180,7 @@ class Store:
                 f"got {array.shape} of {array.dtype}"
             )
         if array.size:
-            with _Writing(self.path, f"rows {start}:{stop} of {panel.source}", array.nbytes):
+            with writing(self.path, f"rows {start}:{stop} of {panel.source}", array.nbytes):
                 self.array(panel, part)[start:stop, first:] = array
 
     # -- ledger
@@ -199,7 +200,7 @@ class Store:
             StoreError: The disk is full or cannot be written.
         """
         self._check_writable()
-        with _Writing(self.path, "the ledger", 0):
+        with writing(self.path, "the ledger", 0):
             self._ledger.mark(records)
 
     def records(self) -> tuple[TileRecord, ...]:
@@ -214,12 +215,15 @@ class Store:
     def quarantine(self, tile: int, message: str) -> None:
         """Keep a tile's error; it counts as missing, and running again tries it again (driver only)."""
         self._check_writable()
-        with _Writing(self.path, "the ledger", 0):
+        with writing(self.path, "the ledger", 0):
             self._ledger.quarantine(tile, message)
 
     def quarantined(self) -> dict[int, str]:
         """Messages of the tiles that failed for good, by number."""
-        return {int(tile): message for tile, message in sorted(self._ledger.messages().items(), key=_by_number)}
+        return {
+            int(tile): message
+            for tile, message in sorted(self._ledger.messages().items(), key=lambda pair: int(pair[0]))
+        }
 
     def mark_missing(self, tiles: Sequence[int]) -> None:
         """Mark tiles missing, so that running again computes them (driver only)."""
@@ -227,11 +231,11 @@ class Store:
         self._ledger.clear(tiles)
 
     def is_reduced(self) -> bool:
-        """Whether every panel of a shared parameter has been summed; true where there is none."""
-        return not any(panel.reduced for panel in self._layout.panels) or self._ledger.is_reduced()
+        """Whether what follows the tiles has been done: above all, the sums of the panels of shared parameters."""
+        return self._ledger.is_reduced()
 
     def mark_reduced(self, reduced: bool = True) -> None:
-        """Say that they have been (driver only)."""
+        """Say that it has been (driver only)."""
         self._check_writable()
         self._ledger.set_reduced(reduced)
 
@@ -239,8 +243,8 @@ class Store:
         """Read every done tile again and compare it with the ledger's checksum.
 
         Args:
-            repair: Mark damaged tiles missing, so that running again computes them, and remove leftovers of killed
-                writers. Only while nobody else writes.
+            repair: Mark damaged tiles missing, so that running again computes them, forget certificates if there are
+                any, and remove leftovers of killed writers. Only while nobody else writes.
             progress: Called with (tiles read, tiles to read) after each.
 
         Raises:
@@ -248,8 +252,6 @@ class Store:
         """
         if repair:
             self._check_writable()
-        from disthess.store.verifier import verify_store  # noqa: PLC0415  (it needs this class)
-
         return verify_store(self, repair, progress)
 
     # -- gradient, loss, results
@@ -289,7 +291,7 @@ class Store:
             StoreError: The name or an array is not allowed, or the disk is full.
         """
         self._check_writable()
-        with _Writing(self.path, f"result {name}", sum(np.asarray(array).nbytes for array in arrays.values())):
+        with writing(self.path, f"result {name}", sum(np.asarray(array).nbytes for array in arrays.values())):
             results.write_result(self._path, name, arrays, attributes)
 
     def read_result(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -300,6 +302,11 @@ class Store:
         """
         return results.read_result(self._path, name)
 
+    def remove_result(self, name: str) -> None:
+        """Remove a result, if it is there (driver only)."""
+        self._check_writable()
+        results.remove_result(self._path, name)
+
     def result_names(self) -> tuple[str, ...]:
         """Names of all results, sorted."""
         return results.result_names(self._path)
@@ -307,3 +314,75 @@ class Store:
     def nbytes_on_disk(self) -> int:
         """Bytes of all files of the store."""
         return sum(entry.stat().st_size for entry in self._path.rglob("*") if entry.is_file())
+
+    def remove_leftovers(self) -> int:
+        """Remove files that killed writers left half written; returns how many. Only while nobody writes."""
+        self._check_writable()
+        partial = [*self._path.rglob("*.partial")]
+        for file in partial:
+            file.unlink(missing_ok=True)
+        return len(partial) + results.remove_leftovers(self._path)
+
+    # -- checks
+
+    def _check_writable(self) -> None:
+        if not self._writable:
+            raise StoreError(
+                f"The store {self.path} is open for reading only. Open it with writable=True to change it."
+            )
+
+    def _check_tile(
+        self, tile: Tile, panels: tuple[PanelSpec, ...], arrays: Mapping[Part, Sequence[np.ndarray]]
+    ) -> None:
+        if set(arrays) != set(self._layout.parts):
+            raise ValueError(f"tile {tile.index} needs the parts {self._layout.parts}, got {tuple(arrays)}")
+        if tile.span != self._layout.tiles[tile.index].span or tile.source != self._layout.tiles[tile.index].source:
+            raise ValueError(f"tile {tile.index} of {tile.source} is not one of this store")
+        wanted = [(tile.span.size, panel.columns - panel.first_column(tile.span.start)) for panel in panels]
+        for part, values in arrays.items():
+            shapes = [array.shape for array in values]
+            dtypes = {str(array.dtype) for array in values} - {self._layout.dtype}
+            if shapes != wanted or dtypes:
+                raise ValueError(
+                    f"tile {tile.index} of {tile.source}, {part}: needs {self._layout.dtype} arrays of shapes {wanted}, "
+                    f"got {shapes} of {', '.join(sorted(dtypes)) or self._layout.dtype}"
+                )
+
+    def _write_plain(self, name: str, value: np.ndarray) -> None:
+        self._check_writable()
+        with writing(self.path, name, value.nbytes):
+            cast("Any", self._root[name])[...] = value
+
+    def _read_plain(self, name: str) -> np.ndarray:
+        try:
+            value = np.asarray(cast("Any", self._root[name])[...])
+        except (ValueError, OSError) as error:
+            raise StoreError(f"The {name} in the store {self.path} is damaged ({first_line(error)}).") from error
+        if np.isnan(value).any():
+            raise StoreError(f"The {name} has not been written into the store {self.path} yet. Run again to resume it.")
+        return value
+
+    def _find_damaged(self, panel: PanelSpec, part: Part, rows: Span, columns: Span) -> tuple[int, int]:
+        array = self.array(panel, part)
+        height, width = panel.row_chunk, panel.column_chunk
+        chunks = chunk_spans((rows, columns), (height, width))
+        for row, column in chunks:
+            try:
+                array[row * height : (row + 1) * height, column * width : (column + 1) * width]
+            except (ValueError, OSError):
+                return row, column
+        return chunks[0]
+
+    def _damage(self, panel: PanelSpec, part: Part, chunk: tuple[int, int], what: str) -> str:
+        start = chunk[0] * panel.row_chunk
+        tiles = [
+            tile.index
+            for tile in self._layout.tiles
+            if panel in self._outputs[tile.source] and tile.span.start <= start < tile.span.stop
+        ]
+        whose = f"tile {tiles[0]}" if tiles else "summed from the panels of its uses"
+        return (
+            f"Chunk {panel.path(part)}/{chunk[0]}/{chunk[1]} of the store {self.path} (rows from {start} of "
+            f"{panel.source}, {whose}) {what}. If the tile was computed, run 'disthess verify {self.path} --repair' and "
+            f"then run again, which computes what is missing."
+        )

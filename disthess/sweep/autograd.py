@@ -8,12 +8,13 @@ needed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, final, override
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from typing_extensions import override
 
 from disthess.errors import GraphError
 from disthess.hvp import GradientTape

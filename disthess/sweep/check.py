@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from disthess.errors import RuleError
 from disthess.graph.program import Program
 from disthess.problem import Problem, batch_tensors
 from disthess.rules.generic import check_rule
 from disthess.rules.table import has_rule, refusal, rule_for
-from disthess.errors import RuleError
 from disthess.sweep.frame import Frame
 from disthess.sweep.primal import compute_primal
 from disthess.types import Span

@@ -8,11 +8,12 @@ whoever computes it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import final, override
+from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from disthess.errors import GraphError
 from disthess.graph.batch import rows_from_sample
@@ -23,7 +24,7 @@ from disthess.store.layout import Layout, PanelSpec
 from disthess.sweep.abstract import AbstractEngine
 from disthess.sweep.buffers import Buffers
 from disthess.sweep.frame import Frame
-from disthess.sweep.panel import OutputSink, ParameterSink, Targets
+from disthess.sweep.panel import OutputSink, ParameterSink, SymmetricBlock, Targets
 from disthess.sweep.primal import Primal
 from disthess.sweep.wave import forward, reverse
 from disthess.types import Part, Span
@@ -60,12 +61,13 @@ class GraphEngine(AbstractEngine):
         apart = any(panel.kind == "uses" for panel in panels)
         units = Span(span.start // plan.unit_rows, -(-span.stop // plan.unit_rows))
         like = self._parameters[plan.parameter]
+        skip = min(panel.first_column(span.start) if panel.diagonal else 0 for panel in panels) // plan.unit_rows
         buffers = {part: Buffers(units.size * plan.unit_rows, like) for part in self._layout.parts}
         with torch.no_grad():
             for first in range(units.start, units.stop, plan.stack):
                 block = Span(first, min(first + plan.stack, units.stop))
                 offset = (first - units.start) * plan.unit_rows
-                self._block(plan, panels, apart, block, offset, buffers)
+                self._block(plan, panels, apart, block, offset, skip, buffers)
         drop = span.start - units.start * plan.unit_rows
         members = {panel: _members(panel, apart, self._primals[0].graph) for panel in panels}
         return {
@@ -79,6 +81,7 @@ class GraphEngine(AbstractEngine):
         apart: bool,
         block: Span,
         offset: int,
+        skip: int,
         buffers: Mapping[Part, Buffers],
     ) -> None:
         for number, primal in enumerate(self._primals):
@@ -88,8 +91,7 @@ class GraphEngine(AbstractEngine):
                 if plan.basis == "parameter":
                     self._parameter_block(frame, plan, leaves, targets, block, offset, buffers)
                 else:
-                    for leaf in leaves:
-                        self._output_block(frame, leaf, len(leaves) == 1, targets, block, offset, buffers)
+                    self._output_block(frame, leaves[0], targets, block, offset, skip, buffers)
 
     def _microbatches(self, number: int, size: int) -> Iterator[Frame]:
         primal = self._primals[number]
@@ -120,10 +122,10 @@ class GraphEngine(AbstractEngine):
         self,
         frame: Frame,
         leaf: int,
-        alone: bool,
         targets: Targets,
         block: Span,
         offset: int,
+        skip: int,
         buffers: Mapping[Part, Buffers],
     ) -> None:
         index, slot = consumer(frame.primal.graph, leaf)
@@ -133,7 +135,8 @@ class GraphEngine(AbstractEngine):
             raise GraphError(f"{frame.node(index).name} has no output basis for {frame.node(leaf).op}; this is a planning fault.")
         tangents = forward(frame, {index: _unit_outputs(frame, index, block, inputs.shape[1])})
         width = frame.node(index).shape[-1]
-        symmetric = leaf if alone and inputs.shape[1] == 1 and frame.node(leaf).shape == (width, inputs.shape[2]) else None
+        square = inputs.shape[1] == 1 and frame.node(leaf).shape == (width, inputs.shape[2])
+        symmetric = SymmetricBlock(leaf, skip) if square else None
         for part, held in buffers.items():
             sink = OutputSink(targets, held, inputs, block.size, offset, symmetric)
             reverse(frame, tangents, part, min(targets.keys), sink)

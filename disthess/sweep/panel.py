@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import final, override
+from typing import final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from disthess.rules.base import Call, Stack
 from disthess.sweep.buffers import Buffers
@@ -40,6 +41,19 @@ class Targets:
 
     keys: Mapping[int, str]
     sizes: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SymmetricBlock:
+    """The source's own diagonal block, where it is symmetric in the inputs.
+
+    Attributes:
+        leaf: The source's leaf.
+        skip: Output units whose columns are not needed (an earlier tile's transpose).
+    """
+
+    leaf: int
+    skip: int
 
 
 @final
@@ -76,11 +90,11 @@ class OutputSink(AbstractSink):
         inputs: The source's rows ``x``, ``[n, R, i]``.
         units: How many output units are swept (the stack is units x R tangents, unit-major).
         offset: First buffer row.
-        symmetric: Leaf whose block is the source's own diagonal and symmetric as above, or None.
+        symmetric: The source's own diagonal block, if it is symmetric as above, else None.
     """
 
     def __init__(
-        self, targets: Targets, buffers: Buffers, inputs: Tensor, units: int, offset: int, symmetric: int | None
+        self, targets: Targets, buffers: Buffers, inputs: Tensor, units: int, offset: int, symmetric: SymmetricBlock | None
     ) -> None:
         self._targets = targets
         self._buffers = buffers
@@ -109,8 +123,8 @@ class OutputSink(AbstractSink):
         self, frame: Frame, index: int, call: Call, slot: int, cotangent: Stack | None, tangents: Mapping[int, Stack]
     ) -> None:
         leaf = frame.slots(index)[slot]
-        if leaf == self._symmetric and cotangent is not None:
-            self._add_symmetric(leaf, cotangent)
+        if self._symmetric is not None and leaf == self._symmetric.leaf and cotangent is not None:
+            self._add_symmetric(leaf, cotangent, self._symmetric.skip)
             return
         size = self._targets.sizes[leaf]
         per_unit = self._rows * self._samples * size * self._inputs.element_size()
@@ -131,22 +145,19 @@ class OutputSink(AbstractSink):
         where = block[start : start + count * self._width].view(count, self._width, -1)
         where.baddbmm_(self._inputs.expand(count, -1, -1), rows)
 
-    def _add_symmetric(self, leaf: int, cotangent: Stack) -> None:
+    def _add_symmetric(self, leaf: int, cotangent: Stack, skip: int) -> None:
         """``block[(o, j), (a, b)] += sum_n Hzz[o, n, a] x[j, n] x[b, n]``, from the pairs ``j <= b`` alone."""
         low, high = torch.triu_indices(self._width, self._width, device=cotangent.device)
         outputs = cotangent.shape[-1]
         pairs = self._inputs[low] * self._inputs[high]
-        curvature = cotangent.reshape(self._units, self._samples, outputs).permute(0, 2, 1).reshape(-1, self._samples)
-        triangle = curvature @ pairs.T
+        curvature = cotangent.reshape(self._units, self._samples, outputs)[:, :, skip:].transpose(1, 2)
+        triangle = curvature.reshape(-1, self._samples) @ pairs.T
+        triangle = triangle.view(self._units, outputs - skip, -1)
         place = torch.empty(self._width, self._width, dtype=torch.long, device=cotangent.device)
         place[low, high] = torch.arange(len(low), device=cotangent.device)
         place[high, low] = place[low, high]
         block = self._buffers.block(self._targets.keys[leaf], self._targets.sizes[leaf])
         count = self._units * self._width
         where = block[self._offset : self._offset + count].view(self._units, self._width, outputs, self._width)
-        triangle = triangle.view(self._units, outputs, -1)
         for row in range(self._width):
-            where[:, row] += triangle[:, :, place[row]]
-
-
-MakeSink = Callable[[Buffers], AbstractSink]
+            where[:, row, skip:] += triangle[:, :, place[row]]

@@ -93,12 +93,11 @@ class SourceCounter:
             units=basis[0],
             unit_rows=basis[1],
             unit_tangents=basis[2],
-            sweeps=len(leaves),
             propagation=-(-propagation // per),
             summed_targets=-(-summed // per),
             apart_targets=-(-apart // per),
             columns=sum(_size(node) for node in targets),
-            diagonal=len(leaves) == 1 and basis[2] == 1,
+            diagonal=basis[2] == 1,
             tangent_entries=-(-sum(_size(graph.nodes[index]) for index in reached if graph.nodes[index].region != "total") // per),
             front_entries=-(-max((_size(node) for node in graph.nodes if node.live and node.kind == "op"), default=1) // per),
             apart_entries=held // per,
@@ -116,17 +115,18 @@ class SourceCounter:
         return max(1, rule_for(node.op).multiply_adds(shapes, node.shape))
 
     def _output_basis(self, leaves: Sequence[Node]) -> tuple[int, int, int]:
-        """(units, unit_rows, rows per sample) where every use is the weight of a linear layer, else zeros."""
-        rows = 0
-        for leaf in leaves:
-            node = self._consumer[leaf.index]
-            refs = [ref for ref in node.refs() if self._graph.nodes[ref].kind != "size"]
-            if node.op != "aten.linear.default" or refs[1] != leaf.index or refs.count(leaf.index) > 1 or len(leaf.shape) != 2:
-                return 0, 0, 0
-            if self._graph.independent and node.region != "sample":
-                return 0, 0, 0
-            rows = max(rows, _size(node) // (node.shape[-1] * self._per))
-        return leaves[0].shape[0], leaves[0].shape[1], rows
+        """(units, unit_rows, rows per sample) of the weight of a linear layer, else zeros.
+
+        A source of several uses has none: a use's rows multiply its input, which an earlier use of the same parameter moves.
+        """
+        leaf = leaves[0]
+        node = self._consumer[leaf.index]
+        refs = [ref for ref in node.refs() if self._graph.nodes[ref].kind != "size"]
+        linear = node.op == "aten.linear.default" and refs[1] == leaf.index and refs.count(leaf.index) == 1
+        told_apart = node.region == "sample" or not self._graph.independent
+        if len(leaves) > 1 or not linear or not told_apart or len(leaf.shape) != 2:
+            return 0, 0, 0
+        return leaf.shape[0], leaf.shape[1], _size(node) // (node.shape[-1] * self._per)
 
 
 def primal_entries(graph: Graph) -> int:

@@ -20,7 +20,9 @@ from disthess import config
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(
-    module.name for module in pkgutil.walk_packages(disthess.__path__, "disthess.") if module.name != "disthess.__main__"
+    module.name
+    for module in pkgutil.walk_packages(disthess.__path__, "disthess.")
+    if module.name != "disthess.__main__"
 )
 FENCE = re.compile(r"((?:<!--[^\n]*-->\n)*)```(\w*)\n(.*?)\n```", re.DOTALL)
 
@@ -59,7 +61,9 @@ def test_readme_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             config.parse(yaml.safe_load(block.text), "README.md")
         else:
             for line in re.findall(r"^\$ (.*)$", block.text, re.MULTILINE):
-                done = subprocess.run(line, shell=True, capture_output=True, text=True, env={**os.environ, "PATH": path})
+                done = subprocess.run(
+                    line, shell=True, capture_output=True, text=True, env={**os.environ, "PATH": path}
+                )
                 assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     assert all(ran.values()), ran
 

@@ -32,16 +32,16 @@ def test_import_contracts_would_notice(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "disthess", copy / "disthess", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
     (copy / "disthess" / "types.py").write_text("import zarr\nfrom disthess import hvp\n")
-    script = (
-        "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
-    )
+    script = "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
     done = subprocess.run([sys.executable, "-c", script], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 1
     assert "zarr is imported only by disthess.store BROKEN" in done.stdout
     assert "Imports go down only BROKEN" in done.stdout
 
 
-@pytest.mark.parametrize("statement", ["import disthess", "import disthess.cli", "import disthess.config", "import disthess.loading"])
+@pytest.mark.parametrize(
+    "statement", ["import disthess", "import disthess.cli", "import disthess.config", "import disthess.loading"]
+)
 def test_what_starts_every_command_loads_nothing_heavy(statement: str) -> None:
     script = f"import sys; {statement}; print([m for m in ('torch', 'ray', 'zarr', 'dask', 'matplotlib') if m in sys.modules])"
     assert python("-c", script).stdout.strip() == "[]"

@@ -117,7 +117,11 @@ def test_what_a_file_defines_can_be_unpickled_where_the_file_is_not(folder: Path
     elsewhere.mkdir()
     script = "import pickle, torch; m, r = pickle.load(open('../problem.pkl', 'rb')); print(r.evaluate(m, torch.ones(3, 4)).ndim)"
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=elsewhere, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""}
+        [sys.executable, "-c", script],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ""},
     )
     assert done.stdout.strip() == "0", done.stderr
 
@@ -158,7 +162,10 @@ def test_one_name_of_a_tied_tensor_suffices(tmp_path: Path) -> None:
     ("state", "words"),
     [
         ({"weight": torch.ones(2, 3)}, ["1 missing (bias)", "none unexpected"]),
-        ({"weight": torch.ones(2, 3), "bias": torch.ones(2), "scale": torch.ones(1)}, ["none missing", "1 unexpected (scale)"]),
+        (
+            {"weight": torch.ones(2, 3), "bias": torch.ones(2), "scale": torch.ones(1)},
+            ["none missing", "1 unexpected (scale)"],
+        ),
         ({"weight": torch.ones(2, 4), "bias": torch.ones(2)}, ["weight has [2, 4], the model [2, 3]"]),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from disthess.pictures import _shrunk, block_picture, spectrum_picture
 
 CURVE = SimpleNamespace(
-    grid=np.linspace(-1, 5, 50), density=np.exp(-np.linspace(-1, 5, 50) ** 2), standard_error=np.full(50, 0.01)
+    grid=np.linspace(-1, 5, 50), density=np.exp(-(np.linspace(-1, 5, 50) ** 2)), standard_error=np.full(50, 0.01)
 )
 PAIRS = SimpleNamespace(values=np.array([-0.5, 4.5]), residuals=np.array([1e-9, 1e-9]))
 

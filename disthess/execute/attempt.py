@@ -1,0 +1,70 @@
+"""One attempt at a tile, with its errors turned into values: they cross processes, and only the driver decides."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+
+from disthess.errors import DisthessError, PlanError, StoreError
+from disthess.execute.task import AbstractWorker
+from disthess.store.disk import human_bytes
+from disthess.store.layout import Tile, TileRecord
+
+_LONGEST = 400
+_HOPELESS = (StoreError, PlanError)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt that raised.
+
+    Attributes:
+        message: One short paragraph.
+        hopeless: The error itself where no other tile and no other worker would fare better, such as a full disk.
+    """
+
+    message: str
+    hopeless: DisthessError | None = None
+
+
+def attempt_tile(worker: AbstractWorker, tile: Tile) -> TileRecord | Failure:
+    """Compute a tile; exceptions come back as values, a keyboard interrupt does not."""
+    try:
+        return worker.compute(tile)
+    except Exception as error:
+        return failure_of(error, tile)
+
+
+def failure_of(error: Exception, tile: Tile | None) -> Failure:
+    """What an exception means for the run.
+
+    >>> failure_of(ValueError("no"), None).message
+    'ValueError: no'
+    """
+    if _is_out_of_memory(error):
+        planned = f" (planned: {human_bytes(tile.memory_bytes)} for this tile)" if tile and tile.memory_bytes else ""
+        return Failure(
+            f"the worker ran out of memory{planned}: {describe(error)}. Use fewer workers, smaller batches, or a smaller "
+            f"memory budget."
+        )
+    if isinstance(error, DisthessError):
+        return Failure(str(error), error if isinstance(error, _HOPELESS) else None)
+    return Failure(f"{describe(error)}{_place(error)}")
+
+
+def describe(error: BaseException) -> str:
+    """Class and first line of an exception."""
+    text = str(error).strip()
+    first = text.splitlines()[0][:_LONGEST] if text else ""
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def _place(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" (in {frames[-1].name}, {frames[-1].filename}:{frames[-1].lineno})" if frames else ""

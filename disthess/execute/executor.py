@@ -1,0 +1,127 @@
+"""The seam between what is computed and where: an executor runs a job over tiles."""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from typing_extensions import override
+
+from disthess.errors import DisthessError, ExecutionError
+from disthess.execute.attempt import Failure, attempt_tile, failure_of
+from disthess.execute.dispatch import Dispatcher
+from disthess.execute.events import Listener, RunEnded, RunStarted, TileDone
+from disthess.execute.signals import StopFlag
+from disthess.execute.task import AbstractJob
+from disthess.store.layout import Tile
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """How a run ended.
+
+    Attributes:
+        finished: Tiles computed.
+        failures: (tile number, message) of those given up.
+        stopped: Whether the stop flag ended it before all tiles were tried.
+    """
+
+    finished: int
+    failures: tuple[tuple[int, str], ...]
+    stopped: bool
+
+
+class AbstractExecutor(abc.ABC):
+    """Runs a job over tiles; what it computes does not depend on which executor it is."""
+
+    @property
+    @abc.abstractmethod
+    def workers(self) -> int:
+        """Number of workers."""
+
+    @abc.abstractmethod
+    def run(self, job: AbstractJob, tiles: Sequence[Tile], listener: Listener, stop: StopFlag) -> RunOutcome:
+        """Compute tiles, and tell the listener of each.
+
+        Args:
+            job: What to compute.
+            tiles: In order; each owner computes its own in this order.
+            listener: Told of every event in the calling thread; a tile is done when it is told.
+            stop: Once set, tiles in flight are finished and no other is started.
+
+        Raises:
+            StoreError: The store cannot be written; tiles in flight were finished.
+            ExecutionError: No worker could be started.
+        """
+
+
+def started(tiles: Sequence[Tile], workers: int) -> RunStarted:
+    """The event that opens a run."""
+    return RunStarted(
+        tiles=len(tiles),
+        done_before=0,
+        flops=sum(tile.flops for tile in tiles),
+        written_bytes=sum(tile.written_bytes for tile in tiles),
+        workers=workers,
+    )
+
+
+def ended(dispatcher: Dispatcher, stopped: bool, seconds: float) -> RunEnded:
+    """The event that closes a run."""
+    return RunEnded(dispatcher.finished, len(dispatcher.failures), stopped, seconds)
+
+
+def outcome_of(dispatcher: Dispatcher, stopped: bool) -> RunOutcome:
+    """How a run ended."""
+    failures = tuple(sorted((event.tile.index, event.message) for event in dispatcher.failures))
+    return RunOutcome(dispatcher.finished, failures, stopped)
+
+
+@final
+class SerialExecutor(AbstractExecutor):
+    """Tile by tile in this process. A tile that raises is tried once more at the end, then given up.
+
+    Args:
+        threads: Threads for linear algebra.
+        device: Torch's name of the device.
+    """
+
+    def __init__(self, threads: int = 1, device: str = "cpu") -> None:
+        self._threads = threads
+        self._device = device
+
+    @property
+    @override
+    def workers(self) -> int:
+        return 1
+
+    @override
+    def run(self, job: AbstractJob, tiles: Sequence[Tile], listener: Listener, stop: StopFlag) -> RunOutcome:
+        begin = time.perf_counter()
+        dispatcher = Dispatcher(tiles, 1, max_attempts=2)
+        listener.notify(started(tiles, 1))
+        try:
+            worker = job.open(job.weights, 0, self._device, self._threads)
+        except DisthessError:
+            raise
+        except Exception as error:
+            message = failure_of(error, None).message
+            raise ExecutionError(f"No worker could be opened: {message}. What was done before is kept.") from error
+        try:
+            while not stop.is_set and (tile := dispatcher.take(0)) is not None:
+                result = attempt_tile(worker, tile)
+                if not isinstance(result, Failure):
+                    dispatcher.finish(0)
+                    listener.notify(TileDone(result, tile))
+                elif result.hopeless is not None:
+                    raise result.hopeless
+                else:
+                    listener.notify(dispatcher.fail(0, result.message))
+        finally:
+            stopped = dispatcher.queued > 0
+            worker.close()
+            listener.notify(ended(dispatcher, stopped, time.perf_counter() - begin))
+        return outcome_of(dispatcher, stopped)

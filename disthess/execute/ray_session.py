@@ -1,0 +1,115 @@
+"""Connecting to Ray, or starting a private one that ends with the run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ray
+
+from disthess.errors import ExecutionError
+from disthess.execute.attempt import describe
+from disthess.execute.signals import handlers_kept
+
+_STORE_FLOOR_BYTES = 128 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A connection to Ray.
+
+    Attributes:
+        private: Whether this run started it, and may use all of it.
+        cpus: Cores that it offers.
+        gpus: GPUs that it offers.
+    """
+
+    private: bool
+    cpus: float
+    gpus: float
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None, workers: int, shared_bytes: int) -> Iterator[Session]:
+    """Ray for the time of a run: the one this process is connected to, that at ``address``, or a private one.
+
+    Only what was started here is shut down; environment and signal handlers are put back.
+
+    Args:
+        address: Of a cluster; None for the connected one or else a private one on this machine.
+        workers: Workers that the private one should carry.
+        shared_bytes: Size of what is shipped to all workers.
+
+    Raises:
+        ExecutionError: Ray cannot be reached or started.
+    """
+    if ray.is_initialized():
+        yield _session(private=False)
+        return
+    private = address is None
+    with _environment(_auth() if private else {}):
+        try:
+            with handlers_kept():
+                if private:
+                    _start(workers, shared_bytes)
+                else:
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        except Exception as error:
+            where = "A private Ray could not be started" if private else f"Ray at {address} could not be reached"
+            raise ExecutionError(
+                f"{where}: {describe(error)}. Check that the address is right and the cluster is up, or compute with "
+                f"executor='serial'."
+            ) from error
+        try:
+            yield _session(private=private)
+        finally:
+            with handlers_kept():
+                ray.shutdown()
+
+
+def _start(workers: int, shared_bytes: int) -> None:
+    ray.init(
+        address="local",
+        _node_ip_address="127.0.0.1",
+        num_cpus=max(1, workers),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=False,
+        object_store_memory=_STORE_FLOOR_BYTES + 2 * shared_bytes,
+    )
+
+
+def _session(*, private: bool) -> Session:
+    resources = ray.cluster_resources()
+    return Session(private, float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0)))
+
+
+def _auth() -> dict[str, str]:
+    """A private Ray listens to this machine alone and lives as long as the run, so it takes no token.
+
+    Ray would otherwise write one into the home directory, which may not be writable, and stay in token mode after.
+    """
+    return {} if "RAY_AUTH_MODE" in os.environ else {"RAY_AUTH_MODE": "disabled"}
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables while inside, then put back what Ray and we changed."""
+    before = _ray_variables()
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in {*before, *_ray_variables()}:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
+
+
+def _ray_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_") or name == "PYTHONBREAKPOINT"}

@@ -1,0 +1,131 @@
+"""The dense layer ``f = x W^T + b``: the operation that most of the work goes through.
+
+Stacks are multiplied as one tall matrix. With ``x`` ``[..., i]``, ``W`` ``[o, i]``:
+
+* tangent    ``x' W^T + x W'^T + b'``
+* to ``x``   ``f'' W + delta W'``
+* to ``W``   ``sum_rows f''^T x + delta^T x'``
+* to ``b``   ``sum_rows f''``
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from disthess.graph.batch import rows_by_sample
+from disthess.rules.base import AbstractRule, Call, Stack, Stacks
+
+INPUT, WEIGHT, BIAS = 0, 1, 2
+
+
+@final
+class LinearRule(AbstractRule):
+    """``aten.linear``; slots are x, W and, if given, b."""
+
+    __slots__ = ()
+
+    @override
+    def tangent(self, call: Call, tangents: Stacks) -> Stack:
+        total: Tensor | None = None
+        if INPUT in tangents:
+            total = torch.matmul(tangents[INPUT], call.inputs[WEIGHT].T)
+        if WEIGHT in tangents:
+            rows = call.inputs[INPUT].reshape(-1, call.inputs[INPUT].shape[-1])
+            product = torch.matmul(rows, tangents[WEIGHT].transpose(1, 2))
+            product = product.reshape(-1, *call.output.shape)
+            total = product if total is None else total + product
+        if BIAS in tangents:
+            shift = tangents[BIAS].reshape(-1, *[1] * (call.output.ndim - 1), call.output.shape[-1])
+            total = shift.expand(-1, *call.output.shape) if total is None else total + shift
+        if total is None:
+            raise ValueError("a tangent needs at least one slot")
+        return total
+
+    @override
+    def cotangent(
+        self, call: Call, cotangent: Stack | None, tangents: Stacks, wanted: tuple[int, ...]
+    ) -> dict[int, Stack]:
+        found: dict[int, Stack] = {}
+        if INPUT in wanted:
+            terms = [] if cotangent is None else [torch.matmul(cotangent, call.inputs[WEIGHT])]
+            if WEIGHT in tangents:
+                rows = call.delta.reshape(-1, call.delta.shape[-1])
+                terms.append(torch.matmul(rows, tangents[WEIGHT]).reshape(-1, *call.inputs[INPUT].shape))
+            _put(found, INPUT, terms)
+        if WEIGHT in wanted:
+            terms = [] if cotangent is None else [_outer(_flat(cotangent), _rows(call.inputs[INPUT]))]
+            if INPUT in tangents:
+                flat = _flat(tangents[INPUT])
+                terms.append(torch.matmul(_rows(call.delta).T, flat))
+            _put(found, WEIGHT, terms)
+        if BIAS in wanted and cotangent is not None:
+            found[BIAS] = _flat(cotangent).sum(1)
+        return found
+
+    @override
+    def cotangent_per_sample(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> Stack | None:
+        if slot == INPUT:
+            return None
+        n = call.samples
+        bent = None if cotangent is None else rows_by_sample(cotangent, call.batch, n, lead=1)
+        if slot == BIAS:
+            return None if bent is None else bent.sum(2)
+        rows = rows_by_sample(call.inputs[INPUT], call.batch_inputs[INPUT], n)
+        total = None if bent is None else _outer_per_sample(bent, rows)
+        if INPUT in tangents:
+            delta = rows_by_sample(call.delta, call.batch, n)
+            moved = rows_by_sample(tangents[INPUT], call.batch_inputs[INPUT], n, lead=1)
+            if total is not None and delta.shape[1] == 1:
+                return total.addcmul_(delta.transpose(1, 2), moved)
+            product = _outer_per_sample(delta.unsqueeze(0), moved)
+            total = product if total is None else total.add_(product)
+        return total
+
+    @override
+    def source_rows(self, call: Call, slot: int) -> Tensor | None:
+        if slot == WEIGHT:
+            return rows_by_sample(call.inputs[INPUT], call.batch_inputs[INPUT], call.samples)
+        if slot == BIAS:
+            rows = rows_by_sample(call.output, call.batch, call.samples)
+            return rows.new_ones(*rows.shape[:2], 1)
+        return None
+
+    @override
+    def multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
+        count = shapes[INPUT][-1]
+        for size in shape:
+            count *= size
+        return count
+
+
+def _put(found: dict[int, Stack], slot: int, terms: list[Tensor]) -> None:
+    if terms:
+        found[slot] = terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+
+def _rows(value: Tensor) -> Tensor:
+    """``[rows, features]``."""
+    return value.reshape(-1, value.shape[-1])
+
+
+def _flat(stack: Stack) -> Tensor:
+    """``[K, rows, features]``."""
+    return stack.reshape(stack.shape[0], -1, stack.shape[-1])
+
+
+def _outer(left: Tensor, right: Tensor) -> Tensor:
+    """``sum_rows left[k, row, o] right[row, i]`` as one product: ``[K, o, i]``."""
+    count, rows, outputs = left.shape
+    flat = left.transpose(1, 2).reshape(count * outputs, rows)
+    return (flat @ right).reshape(count, outputs, -1)
+
+
+def _outer_per_sample(left: Tensor, right: Tensor) -> Tensor:
+    """``sum_r left[k, n, r, o] right[(k,) n, r, i]``: ``[K, n, o, i]``; a plain product where a sample has one row."""
+    if left.shape[-2] == 1:
+        return left.transpose(-1, -2) * right
+    return torch.matmul(left.transpose(-1, -2), right)

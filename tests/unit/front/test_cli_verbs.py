@@ -1,0 +1,214 @@
+"""The command line end to end on a small problem: every verb, what it prints, and its exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import disthess
+from disthess import api
+from disthess.cli import app
+from disthess.errors import Interrupted, ProblemError
+
+FACTORY = """
+import torch
+import disthess
+
+def problem(width=4, nan=False):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.Tanh(), torch.nn.Linear(width, 2))
+    if nan:
+        model[0].weight.data[0, 0] = float("nan")
+    return disthess.Problem(model, loss="cross_entropy", batches=[(torch.randn(20, 3), torch.randint(0, 2, (20,)))])
+"""
+CONFIG = """
+problem:
+  factory: small.py:problem
+compute: {store: STORE, dtype: float64}
+report: {eigenvalues: 3, blocks: 4}
+"""
+NUMEL = 4 * 3 + 4 + 2 * 4 + 2
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "small.py").write_text(FACTORY)
+    (folder / "run.yaml").write_text(CONFIG.replace("STORE", str(folder / "run.zarr")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ran(folder: Path) -> Result:
+    return call("run", folder / "run.yaml")
+
+
+@pytest.fixture
+def store(folder: Path, ran: Result) -> Path:
+    assert ran.exit_code == 0, ran.output
+    return folder / "run.zarr"
+
+
+def test_run_prints_plan_certificate_eigenvalues_blocks_and_places(folder: Path, ran: Result) -> None:
+    assert ran.exit_code == 0, ran.output
+    for words in (f"P = {NUMEL}", "certificate hessian: passed", "extreme eigenvalues", "largest blocks", "run.zarr"):
+        assert words in ran.output
+    assert "||Hv - lambda v||" in ran.output
+    for picture in ("spectrum.png", "blocks.png"):
+        assert (folder / "run.pictures" / picture).stat().st_size > 1000
+
+
+def test_running_again_computes_nothing_and_says_the_same(folder: Path, store: Path) -> None:
+    written = {path: path.stat().st_mtime_ns for path in (store / "panels").rglob("c/*")}
+    again = call("run", folder / "run.yaml")
+    assert again.exit_code == 0, again.output
+    assert {path: path.stat().st_mtime_ns for path in (store / "panels").rglob("c/*")} == written
+
+
+def test_plan_writes_nothing_and_speaks_json(folder: Path) -> None:
+    target = folder / "planned.zarr"
+    text, tree = call("plan", folder / "run.yaml", "--store", target), call("plan", folder / "run.yaml", "--json")
+    assert text.exit_code == tree.exit_code == 0, text.output + tree.output
+    assert f"P = {NUMEL}" in text.output
+    assert json.loads(tree.stdout)["numel"] == NUMEL
+    assert not target.exists()
+
+
+def test_info_lists_parameters_and_certificate(store: Path) -> None:
+    text, tree = call("info", store), json.loads(call("info", store, "--json").stdout)
+    assert "2.bias" in text.output
+    assert tree["numel"] == NUMEL
+    assert [entry["name"] for entry in tree["parameters"]] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert tree["tiles"]["missing"] == 0
+    assert tree["certificates"]["hessian"]["passed"] is True
+
+
+def test_block_saves_what_the_library_reads(store: Path, tmp_path: Path) -> None:
+    shown = call("block", store, "0.weight", "2.bias")
+    saved = call("block", store, "0.weight", "2.bias", "--out", tmp_path / "new" / "block.npy")
+    assert shown.exit_code == saved.exit_code == 0, shown.output + saved.output
+    expected = disthess.open_store(store).block("0.weight", "2.bias")
+    assert np.array_equal(np.load(tmp_path / "new" / "block.npy"), expected)
+    assert "12 x 2" in shown.output
+    assert f"{np.linalg.norm(expected):.6e}" in shown.output
+
+
+def test_spectrum_agrees_with_the_dense_matrix(store: Path, tmp_path: Path) -> None:
+    done = call("spectrum", store, "--top", 2, "--density", "--plot", tmp_path / "s.png", "--json")
+    assert done.exit_code == 0, done.output
+    tree = json.loads(done.stdout)
+    dense = np.linalg.eigvalsh(disthess.open_store(store).dense())
+    found = np.sort([pair["value"] for pair in tree["eigenvalues"]])
+    assert np.allclose(found, np.concatenate([dense[:2], dense[-2:]]))
+    assert len(tree["density"]["grid"]) == len(tree["density"]["density"])
+    assert (tmp_path / "s.png").exists()
+    assert "extreme eigenvalues" in call("spectrum", store, "--top", 2).output
+
+
+def test_lowrank_says_what_it_leaves_out(store: Path, tmp_path: Path) -> None:
+    done = call("lowrank", store, "--rank", 3, "--json", "--out", tmp_path / "low.npz")
+    assert done.exit_code == 0, done.output
+    tree = json.loads(done.stdout)
+    assert len(tree["values"]) == 3
+    low = np.load(tmp_path / "low.npz")
+    assert low["vectors"].shape == (NUMEL, 3)
+    assert "rank 3" in call("lowrank", store, "--rank", 3).output
+
+
+def test_verify_finds_damage_and_run_repairs_it(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.zarr"
+    assert call("run", folder / "run.yaml", "--store", path).exit_code == 0
+    assert call("verify", path).exit_code == 0
+    chunk = sorted(file for file in (path / "panels").rglob("*") if file.is_file() and "/c/" in str(file))[0]
+    content = bytearray(chunk.read_bytes())
+    content[5] ^= 0xFF
+    chunk.write_bytes(content)
+    found = call("verify", path, "--json")
+    assert found.exit_code == 1
+    assert json.loads(found.stdout)["damaged"]
+    assert call("verify", path, "--repair").exit_code == 0
+    assert call("verify", path).exit_code == 1
+    assert call("run", folder / "run.yaml", "--store", path).exit_code == 0
+    assert json.loads(call("verify", path, "--json").stdout)["whole"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["info", "nowhere.zarr"], 1, ["nowhere.zarr"]),
+        (["run", "absent.yaml"], 2, ["absent.yaml"]),
+        (["run"], 2, ["CONFIG"]),
+        (["walk"], 2, ["walk"]),
+        (["spectrum", "STORE", "--top", "-1"], 2, ["top"]),
+        (["block", "STORE", "0.wieght", "2.bias"], 1, ["0.wieght", "0.weight"]),
+        (["block", "STORE", "0.weight", "2.bias", "--out", "/proc/none/b.npy"], 2, ["/proc/none/b.npy"]),
+    ],
+)
+def test_errors_are_one_paragraph_and_an_exit_code(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call(*[str(store) if argument == "STORE" else argument for argument in arguments])
+    assert done.exit_code == code, done.output
+    for word in words:
+        assert word in done.stderr
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        (("store:", "stroe:"), 2, ["'stroe'", "did you mean store"]),
+        (("small.py:problem", "small.py:problm"), 2, ["problm"]),
+        (("small.py:problem", "small.py:problem\n  arguments: {nan: true}"), 1, ["0.weight", "NaN"]),
+    ],
+)
+def test_a_bad_run_file_leaves_no_store(folder: Path, change: tuple[str, str], code: int, words: list[str]) -> None:
+    (folder / "bad.yaml").write_text(CONFIG.replace("STORE", str(folder / "bad.zarr")).replace(*change))
+    done = call("run", folder / "bad.yaml")
+    assert done.exit_code == code, done.output
+    for word in words:
+        assert word in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (folder / "bad.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ZeroDivisionError("division by zero"), ["this is a bug in disthess: ZeroDivisionError", "--debug"]),
+        (KeyboardInterrupt(), ["interrupted", "resumes"]),
+        (Interrupted("stopped with 3 of 9 tiles left; run the same again to resume"), ["3 of 9", "resume"]),
+        (ProblemError("the loss\nis no scalar"), ["the loss is no scalar"]),
+    ],
+)
+def test_whatever_is_raised_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, words: list
+) -> None:
+    def fail(path: str) -> None:
+        raise error
+
+    monkeypatch.setattr(api, "open_store", fail)
+    done = call("info", "x.zarr")
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1
+    for word in words:
+        assert word in done.stderr
+    shown = call("info", "x.zarr", "--debug")
+    assert shown.exception is error or isinstance(error, KeyboardInterrupt)
+
+
+def test_version_and_help_teach() -> None:
+    assert call("--version").stdout == f"disthess {disthess.__version__}\n"
+    for verb in ("plan", "run", "info", "block", "spectrum", "lowrank", "verify"):
+        done = call(verb, "--help")
+        assert done.exit_code == 0
+        assert f"disthess {verb}" in " ".join(done.stdout.split())
