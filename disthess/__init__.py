@@ -10,8 +10,6 @@ The names below are loaded when first used: ``import disthess`` alone loads no t
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,18 +48,6 @@ __all__ = [
 ]
 
 
-class _Package(ModuleType):
-    """This package. Python binds a sub-package to its parent when it is loaded; a public function keeps its name.
-
-    Without this, ``disthess.plan`` would be the function until something imports the sub-package, and that from then on.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOMES and isinstance(value, ModuleType):
-            return
-        super().__setattr__(name, value)
-
-
 def __getattr__(name: str) -> Any:
     """Load a public name from its home when it is first used (PEP 562)."""
     if name not in _HOMES:
@@ -71,6 +57,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-sys.modules[__name__].__class__ = _Package

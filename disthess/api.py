@@ -19,7 +19,7 @@ from disthess.execute.signals import StopFlag, stop_on_signals
 from disthess.execute.task import AbstractJob
 from disthess.execute.tile_job import AutogradJob, GraphJob
 from disthess.fingerprint import fingerprint
-from disthess.plan.plan import Plan, human_bytes
+from disthess.planning.plan import Plan, human_bytes
 from disthess.prepare import Options, Prepared, prepare, select_parameters
 from disthess.problem import Problem
 from disthess.reduce.hessian_store import HessianStore

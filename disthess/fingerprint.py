@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from disthess.plan.plan import Plan
+from disthess.planning.plan import Plan
 from disthess.problem import Problem
 
 

@@ -13,10 +13,10 @@ import torch
 from disthess.errors import ConfigError, GraphError
 from disthess.execute.threads import default_threads
 from disthess.graph.program import Program, build_programs
-from disthess.plan.plan import Plan
-from disthess.plan.planner import Method, PlanRequest, Sharing, make_plan
-from disthess.plan.source import Basis
-from disthess.plan.workload import SourceCost, Workload
+from disthess.planning.plan import Plan
+from disthess.planning.planner import Method, PlanRequest, Sharing, make_plan
+from disthess.planning.source import Basis
+from disthess.planning.workload import SourceCost, Workload
 from disthess.preflight import check_dtype, check_parameters, check_problem
 from disthess.problem import Parameter, Problem, batch_tensors, sample_count
 from disthess.store.layout import ParameterSpec

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
+import secrets
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 
@@ -64,7 +68,9 @@ def ray_session(address: str | None, workers: int, shared_bytes: int) -> Iterato
                 f"executor='serial'."
             ) from error
         try:
-            yield _session(private=private)
+            # Ray prints what it says about dead workers; standard output is for results.
+            with contextlib.redirect_stdout(sys.stderr):
+                yield _session(private=private)
         finally:
             with handlers_kept():
                 ray.shutdown()
@@ -73,7 +79,6 @@ def ray_session(address: str | None, workers: int, shared_bytes: int) -> Iterato
 def _start(workers: int, shared_bytes: int) -> None:
     ray.init(
         address="local",
-        _node_ip_address="127.0.0.1",
         num_cpus=max(1, workers),
         include_dashboard=False,
         log_to_driver=False,
@@ -89,11 +94,28 @@ def _session(*, private: bool) -> Session:
 
 
 def _auth() -> dict[str, str]:
-    """A private Ray listens to this machine alone and lives as long as the run, so it takes no token.
+    """Variables that let a private Ray keep its token authentication where it cannot write its token.
 
-    Ray would otherwise write one into the home directory, which may not be writable, and stay in token mode after.
+    Ray listens to the network and makes a token in the home directory by itself; that is left alone. Where the home
+    directory is not writable, Ray would fail, and gets a token of this process instead.
     """
-    return {} if "RAY_AUTH_MODE" in os.environ else {"RAY_AUTH_MODE": "disabled"}
+    if any(name.startswith("RAY_AUTH_") for name in os.environ) or _can_keep_token():
+        return {}
+    return {"RAY_AUTH_TOKEN": _process_token()}
+
+
+def _can_keep_token() -> bool:
+    folder = Path.home() / ".ray"
+    if (folder / "auth_token").exists():
+        return os.access(folder / "auth_token", os.R_OK)
+    place = folder if folder.exists() else folder.parent
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+
+
+@functools.cache
+def _process_token() -> str:
+    """One token per process: Ray reads it once and keeps it, however often it is started."""
+    return secrets.token_hex(32)
 
 
 @contextlib.contextmanager

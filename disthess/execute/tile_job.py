@@ -15,7 +15,7 @@ from disthess.errors import ExecutionError
 from disthess.execute.memory import PeakMemory
 from disthess.execute.task import AbstractJob, AbstractWorker
 from disthess.graph.program import Program, on_device
-from disthess.plan.source import SourcePlan
+from disthess.planning.source import SourcePlan
 from disthess.problem import Problem, batch_tensors
 from disthess.store.layout import Layout, Tile, TileRecord
 from disthess.store.store import Store

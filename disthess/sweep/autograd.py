@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from disthess.errors import GraphError
 from disthess.hvp import GradientTape
-from disthess.plan.source import SourcePlan
+from disthess.planning.source import SourcePlan
 from disthess.problem import Problem
 from disthess.store.layout import Layout
 from disthess.sweep.abstract import AbstractEngine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
@@ -12,6 +13,33 @@ from torch import Tensor
 from disthess.errors import ProblemError
 from disthess.store.layout import PanelSpec
 from disthess.types import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Triangle:
+    """Entries ``(o, a, (j, b))`` with ``j <= b`` of a block ``[(o, j), (a, b)]`` that is symmetric in j and b.
+
+    Attributes:
+        sums: ``[units, outputs - skip, width (width + 1) / 2]``.
+        columns: Of the whole block.
+        width: Inputs.
+        skip: Leading outputs left out.
+    """
+
+    sums: Tensor
+    columns: int
+    width: int
+    skip: int
+
+    def add_to(self, block: Tensor) -> None:
+        """Add the unfolded entries to ``[units * width, columns]``."""
+        low, high = torch.triu_indices(self.width, self.width, device=self.sums.device)
+        place = torch.empty(self.width, self.width, dtype=torch.long, device=self.sums.device)
+        place[low, high] = torch.arange(len(low), device=self.sums.device)
+        place[high, low] = place[low, high]
+        where = block.view(-1, self.width, self.columns // self.width, self.width)
+        for row in range(self.width):
+            where[:, row, self.skip :] += self.sums.index_select(2, place[row])
 
 
 @final
@@ -25,12 +53,34 @@ class Buffers:
         self._rows = rows
         self._like = like
         self._blocks: dict[str, Tensor] = {}
+        self._triangles: dict[str, Triangle] = {}
 
     def block(self, key: str, columns: int) -> Tensor:
         """The block of a target, ``[rows, columns]``, to be added to in place."""
         if key not in self._blocks:
             self._blocks[key] = self._like.new_zeros(self._rows, columns)
         return self._blocks[key]
+
+    def triangle(self, key: str, columns: int, width: int, skip: int) -> Tensor:
+        """Sums for a diagonal block that is symmetric in its inputs, ``[units, outputs - skip, width (width + 1) / 2]``.
+
+        Args:
+            key: The target.
+            columns: Of its block.
+            width: Inputs of the layer.
+            skip: Leading output units whose columns are not needed.
+        """
+        if key not in self._triangles:
+            pairs = width * (width + 1) // 2
+            sums = self._like.new_zeros(self._rows // width, columns // width - skip, pairs)
+            self._triangles[key] = Triangle(sums, columns, width, skip)
+        return self._triangles[key].sums
+
+    def unfold(self) -> None:
+        """Turn triangles into blocks."""
+        for key, triangle in self._triangles.items():
+            triangle.add_to(self.block(key, triangle.columns))
+        self._triangles.clear()
 
     def assemble(self, panel: PanelSpec, span: Span, drop: int, members: Mapping[str, tuple[str, ...]]) -> np.ndarray:
         """The tile's array for one panel: ``[span.size, columns - first_column]``.
@@ -62,7 +112,3 @@ class Buffers:
             )
         return result
 
-
-def default_like(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Any parameter, for dtype and device."""
-    return next(iter(tensors.values())) if tensors else torch.zeros(())

@@ -18,7 +18,7 @@ from typing_extensions import override
 from disthess.errors import GraphError
 from disthess.graph.batch import rows_from_sample
 from disthess.graph.ir import Graph
-from disthess.plan.source import SourcePlan
+from disthess.planning.source import SourcePlan
 from disthess.rules.base import Stack
 from disthess.store.layout import Layout, PanelSpec
 from disthess.sweep.abstract import AbstractEngine
@@ -68,6 +68,8 @@ class GraphEngine(AbstractEngine):
                 block = Span(first, min(first + plan.stack, units.stop))
                 offset = (first - units.start) * plan.unit_rows
                 self._block(plan, panels, apart, block, offset, skip, buffers)
+        for held in buffers.values():
+            held.unfold()
         drop = span.start - units.start * plan.unit_rows
         members = {panel: _members(panel, apart, self._primals[0].graph) for panel in panels}
         return {

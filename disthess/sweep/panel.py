@@ -146,18 +146,13 @@ class OutputSink(AbstractSink):
         where.baddbmm_(self._inputs.expand(count, -1, -1), rows)
 
     def _add_symmetric(self, leaf: int, cotangent: Stack, skip: int) -> None:
-        """``block[(o, j), (a, b)] += sum_n Hzz[o, n, a] x[j, n] x[b, n]``, from the pairs ``j <= b`` alone."""
+        """``sum_n Hzz[o, n, a] x[j, n] x[b, n]`` for the pairs ``j <= b``; the buffers unfold it once, at the end."""
         low, high = torch.triu_indices(self._width, self._width, device=cotangent.device)
-        outputs = cotangent.shape[-1]
         pairs = self._inputs[low] * self._inputs[high]
-        curvature = cotangent.reshape(self._units, self._samples, outputs)[:, :, skip:].transpose(1, 2)
-        triangle = curvature.reshape(-1, self._samples) @ pairs.T
-        triangle = triangle.view(self._units, outputs - skip, -1)
-        place = torch.empty(self._width, self._width, dtype=torch.long, device=cotangent.device)
-        place[low, high] = torch.arange(len(low), device=cotangent.device)
-        place[high, low] = place[low, high]
-        block = self._buffers.block(self._targets.keys[leaf], self._targets.sizes[leaf])
-        count = self._units * self._width
-        where = block[self._offset : self._offset + count].view(self._units, self._width, outputs, self._width)
-        for row in range(self._width):
-            where[:, row, skip:] += triangle[:, :, place[row]]
+        curvature = cotangent.reshape(self._units, self._samples, -1)[:, :, skip:].transpose(1, 2)
+        outputs = curvature.shape[1]
+        key, size = self._targets.keys[leaf], self._targets.sizes[leaf]
+        triangle = self._buffers.triangle(key, size, self._width, skip)
+        first = self._offset // self._width
+        where = triangle[first : first + self._units].view(self._units * outputs, -1)
+        where.addmm_(curvature.reshape(-1, self._samples), pairs.T)

@@ -7,7 +7,7 @@ from typing import final
 
 from disthess.graph.ir import Graph, Node
 from disthess.graph.waves import levels, live_uses
-from disthess.plan.workload import SourceCost
+from disthess.planning.workload import SourceCost
 from disthess.rules.table import rule_for
 from disthess.store.layout import ParameterSpec
 

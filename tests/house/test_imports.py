@@ -50,7 +50,7 @@ def test_what_starts_every_command_loads_nothing_heavy(statement: str) -> None:
 def test_linear_algebra_and_plan_load_no_torch() -> None:
     script = (
         "import sys, importlib, pkgutil\n"
-        "for package in ('disthess.linalg', 'disthess.plan'):\n"
+        "for package in ('disthess.linalg', 'disthess.planning'):\n"
         "    for module in pkgutil.iter_modules(importlib.import_module(package).__path__, package + '.'):\n"
         "        importlib.import_module(module.name)\n"
         "print([m for m in ('torch', 'ray', 'dask') if m in sys.modules])"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from disthess.plan.source import Basis, SourcePlan
-from disthess.plan.workload import SourceCost
+from disthess.planning.source import Basis, SourcePlan
+from disthess.planning.workload import SourceCost
 
 TILE_BYTES = 24 << 20
 """Aim for the bytes that one tile writes, all parts together."""

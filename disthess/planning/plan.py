@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from disthess.plan.source import SourcePlan
+from disthess.planning.source import SourcePlan
 from disthess.store.layout import Layout
 
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Literal, final
 
 from disthess.errors import PlanError
-from disthess.plan.memory import tile_memory_bytes, worker_memory_bytes
-from disthess.plan.plan import Plan
-from disthess.plan.source import Basis, SourcePlan
-from disthess.plan.tiling import RowTiling, choose_basis, output_cost, parameter_cost, source_plan, tile_rows
-from disthess.plan.workload import SourceCost, Workload
+from disthess.planning.memory import tile_memory_bytes, worker_memory_bytes
+from disthess.planning.plan import Plan
+from disthess.planning.source import Basis, SourcePlan
+from disthess.planning.tiling import RowTiling, choose_basis, output_cost, parameter_cost, source_plan, tile_rows
+from disthess.planning.workload import SourceCost, Workload
 from disthess.store.layout import Layout, PanelKind, PanelSpec, Tile
 from disthess.types import DType, Part, Span
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from disthess.plan.source import SourcePlan
-from disthess.plan.workload import SourceCost, Workload
+from disthess.planning.source import SourcePlan
+from disthess.planning.workload import SourceCost, Workload
 
 CACHE_BYTES = 4 << 20
 """Bytes of per-sample rows that the output basis forms at a time."""
