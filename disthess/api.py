@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from disthess import hvp
 from disthess.certificate import certify_run
-from disthess.errors import ConfigError, ExecutionError, GraphError, Interrupted, StoreError
+from disthess.errors import ConfigError, ExecutionError, Interrupted, PlanError, StoreError
 from disthess.execute.executor import AbstractExecutor, SerialExecutor
+from disthess.execute.marks import LedgerMarks
 from disthess.execute.memory import available_memory_bytes
 from disthess.execute.progress import make_progress
 from disthess.execute.signals import StopFlag, stop_on_signals
@@ -20,7 +19,7 @@ from disthess.execute.task import AbstractJob
 from disthess.execute.tile_job import AutogradJob, GraphJob
 from disthess.fingerprint import fingerprint
 from disthess.planning.plan import Plan, human_bytes
-from disthess.prepare import Options, Prepared, prepare, select_parameters
+from disthess.prepare import Options, Prepared, prepare
 from disthess.problem import Problem
 from disthess.reduce.hessian_store import HessianStore
 from disthess.reduce.results import eigenvalues, low_rank, spectral_density, trace
@@ -151,8 +150,6 @@ def check_fits(plan: Plan, options: Options, path: str | os.PathLike[str] | None
         StoreError: Too little disk at ``path``.
         PlanError: A worker would need more memory than there is, or than ``memory_bytes``.
     """
-    from disthess.errors import PlanError
-
     if path is not None:
         check_disk(str(Path(path)), plan.disk_bytes)
     if options.memory_bytes is not None and plan.peak_bytes > options.memory_bytes:
@@ -204,15 +201,32 @@ def _open_or_create(path: str, plan: Plan, identity: dict[str, Any]) -> Store:
     return store
 
 
+def _executor(plan: Plan, options: Options) -> AbstractExecutor:
+    if options.executor == "serial":
+        return SerialExecutor(plan.threads, plan.device)
+    # Only a run on Ray loads ray.
+    from disthess.execute.ray_executor import RayExecutor
+
+    return RayExecutor(plan.workers, plan.threads, options.device, options.address)
+
+
+def _job(store: Store, prepared: Prepared) -> AbstractJob:
+    plan = prepared.plan
+    path = str(Path(store.path).resolve())
+    if prepared.programs:
+        return GraphJob(prepared.problem, prepared.programs, plan.layout, plan.sources, path)
+    return AutogradJob(prepared.problem, plan.layout, plan.sources, path)
+
+
 def _compute_missing(store: Store, prepared: Prepared, options: Options, progress: bool | None) -> None:
     missing = set(store.missing_tiles())
     if not missing:
         return
     plan = prepared.plan
     tiles = [tile for tile in plan.layout.tiles if tile.index in missing]
-    listener = make_progress(progress)
     with stop_on_signals() as stop:
-        outcome = _executor(plan, options).run(_job(store, prepared), tiles, store_marks(store, listener), stop)
+        marks = LedgerMarks(store, make_progress(progress))
+        outcome = _executor(plan, options).run(_job(store, prepared), tiles, marks, stop)
     if outcome.failures:
         shown = "; ".join(f"tile {tile}: {message}" for tile, message in outcome.failures[:3])
         raise ExecutionError(

@@ -15,7 +15,7 @@ from disthess.execute.attempt import Failure, attempt_tile, failure_of
 from disthess.execute.dispatch import Dispatcher
 from disthess.execute.events import Listener, RunEnded, RunStarted, TileDone
 from disthess.execute.signals import StopFlag
-from disthess.execute.task import AbstractJob
+from disthess.execute.task import AbstractJob, AbstractWorker
 from disthess.store.layout import Tile
 
 
@@ -103,14 +103,9 @@ class SerialExecutor(AbstractExecutor):
         begin = time.perf_counter()
         dispatcher = Dispatcher(tiles, 1, max_attempts=2)
         listener.notify(started(tiles, 1))
+        worker: AbstractWorker | None = None
         try:
-            worker = job.open(job.weights, 0, self._device, self._threads)
-        except DisthessError:
-            raise
-        except Exception as error:
-            message = failure_of(error, None).message
-            raise ExecutionError(f"No worker could be opened: {message}. What was done before is kept.") from error
-        try:
+            worker = self._open(job)
             while not stop.is_set and (tile := dispatcher.take(0)) is not None:
                 result = attempt_tile(worker, tile)
                 if not isinstance(result, Failure):
@@ -121,7 +116,16 @@ class SerialExecutor(AbstractExecutor):
                 else:
                     listener.notify(dispatcher.fail(0, result.message))
         finally:
-            stopped = dispatcher.queued > 0
-            worker.close()
-            listener.notify(ended(dispatcher, stopped, time.perf_counter() - begin))
-        return outcome_of(dispatcher, stopped)
+            if worker is not None:
+                worker.close()
+            listener.notify(ended(dispatcher, dispatcher.queued > 0, time.perf_counter() - begin))
+        return outcome_of(dispatcher, dispatcher.queued > 0)
+
+    def _open(self, job: AbstractJob) -> AbstractWorker:
+        try:
+            return job.open(job.weights, 0, self._device, self._threads)
+        except DisthessError:
+            raise
+        except Exception as error:
+            message = failure_of(error, None).message
+            raise ExecutionError(f"No worker could be opened: {message}. What was done before is kept.") from error

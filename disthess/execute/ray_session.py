@@ -56,7 +56,7 @@ def ray_session(address: str | None, workers: int, shared_bytes: int) -> Iterato
     private = address is None
     with _environment(_auth() if private else {}):
         try:
-            with handlers_kept():
+            with handlers_kept(), _quiet():
                 if private:
                     _start(workers, shared_bytes)
                 else:
@@ -116,6 +116,18 @@ def _can_keep_token() -> bool:
 def _process_token() -> str:
     """One token per process: Ray reads it once and keeps it, however often it is started."""
     return secrets.token_hex(32)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray says at every start that it uses tokens."""
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -224,6 +224,34 @@ def instance_norm(
     return normal if bias is None else normal + bias.reshape(shape)
 
 
+def group_norm(
+    input: Tensor,  # noqa: A002
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    """Normalisation over groups of channels of each sample."""
+    channels = input.shape[1]
+    apart = input.unflatten(1, (num_groups, channels // num_groups))
+    axes = list(range(2, apart.ndim))
+    centred = apart - apart.mean(axes, keepdim=True)
+    normal = (centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)).flatten(1, 2)
+    shape = [1, -1] + [1] * (input.ndim - 2)
+    if weight is not None:
+        normal = normal * weight.reshape(shape)
+    return normal if bias is None else normal + bias.reshape(shape)
+
+
+def rms_norm(input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:  # noqa: A002
+    """Division by the root mean square over the last axes."""
+    axes = list(range(-len(normalized_shape), 0))
+    floor = torch.finfo(input.dtype).eps if eps is None else eps
+    normal = input * torch.rsqrt(input.square().mean(axes, keepdim=True) + floor)
+    return normal if weight is None else normal * weight
+
+
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     """``v g / |v|`` over all axes but ``dim``; the fused kernel's double backward is wrong."""
     axes = [axis for axis in range(v.ndim) if axis != dim % v.ndim]
@@ -300,6 +328,8 @@ def lowerings() -> dict[Any, Callable[..., Any]]:
         aten.batch_norm.default: batch_norm,
         aten._native_batch_norm_legit_functional.default: batch_norm_functional,
         aten.instance_norm.default: instance_norm,
+        aten.group_norm.default: group_norm,
+        aten.rms_norm.default: rms_norm,
         aten._weight_norm_interface.default: weight_norm,
         aten.dropout.default: dropout,
         aten.feature_dropout.default: dropout,

@@ -17,12 +17,13 @@ import zarr
 
 from disthess.errors import StoreError
 from disthess.store import results
+from disthess.store.damage import describe_damage, find_damaged, find_missing
 from disthess.store.encode import from_json, layout_from_json, to_json
 from disthess.store.layout import Attributes, Layout, PanelSpec, Tile, TileRecord
 from disthess.store.ledger import DONE, Ledger
 from disthess.store.make import RESERVED_ATTRIBUTES, first_line, local_path, make_store, open_store_group, writing
 from disthess.store.verify import VerifyReport, verify_store
-from disthess.store.zarrays import checksum_rows, chunk_spans
+from disthess.store.zarrays import checksum_rows
 from disthess.types import Part, Span
 
 
@@ -124,14 +125,16 @@ class Store:
                 f"{rows} x {columns} is outside the panel of {panel.source}, {panel.rows} x {panel.columns}"
             )
         array = self.array(panel, part)
-        for chunk in chunk_spans((rows, columns), (panel.row_chunk, panel.column_chunk)):
-            if not (self._path / panel.path(part) / array.metadata.encode_chunk_key(chunk)).exists():
-                raise StoreError(self._damage(panel, part, chunk, "is not there"))
+        region = (rows, columns)
+        lost = find_missing(self._path / panel.path(part), array, region)
+        if lost is not None:
+            raise StoreError(describe_damage(self._layout, self.path, (panel, part), lost, "is not there"))
         try:
             return np.asarray(array[rows.start : rows.stop, columns.start : columns.stop])
         except (ValueError, OSError) as error:
-            chunk = self._find_damaged(panel, part, rows, columns)
-            raise StoreError(self._damage(panel, part, chunk, f"is damaged ({first_line(error)})")) from error
+            what = f"is damaged ({first_line(error)})"
+            chunk = find_damaged(array, region)
+            raise StoreError(describe_damage(self._layout, self.path, (panel, part), chunk, what)) from error
 
     def write_tile(self, tile: Tile, arrays: Mapping[Part, Sequence[np.ndarray]]) -> tuple[int, int]:
         """Write a tile's data, and leave the ledger alone.
@@ -361,28 +364,3 @@ class Store:
         if np.isnan(value).any():
             raise StoreError(f"The {name} has not been written into the store {self.path} yet. Run again to resume it.")
         return value
-
-    def _find_damaged(self, panel: PanelSpec, part: Part, rows: Span, columns: Span) -> tuple[int, int]:
-        array = self.array(panel, part)
-        height, width = panel.row_chunk, panel.column_chunk
-        chunks = chunk_spans((rows, columns), (height, width))
-        for row, column in chunks:
-            try:
-                array[row * height : (row + 1) * height, column * width : (column + 1) * width]
-            except (ValueError, OSError):
-                return row, column
-        return chunks[0]
-
-    def _damage(self, panel: PanelSpec, part: Part, chunk: tuple[int, int], what: str) -> str:
-        start = chunk[0] * panel.row_chunk
-        tiles = [
-            tile.index
-            for tile in self._layout.tiles
-            if panel in self._outputs[tile.source] and tile.span.start <= start < tile.span.stop
-        ]
-        whose = f"tile {tiles[0]}" if tiles else "summed from the panels of its uses"
-        return (
-            f"Chunk {panel.path(part)}/{chunk[0]}/{chunk[1]} of the store {self.path} (rows from {start} of "
-            f"{panel.source}, {whose}) {what}. If the tile was computed, run 'disthess verify {self.path} --repair' and "
-            f"then run again, which computes what is missing."
-        )

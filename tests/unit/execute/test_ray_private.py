@@ -1,0 +1,46 @@
+"""A private Ray in a process of its own: nothing is left behind, and SIGTERM to the process stops it in order."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+_DRIVER = """
+import os, pathlib, signal, sys
+import toy_job
+from disthess.execute.ray_executor import RayExecutor
+from disthess.execute.signals import stop_on_signals
+import ray
+
+folder = pathlib.Path(sys.argv[1])
+(folder / "driver").write_text(str(os.getpid()))
+environment, recorder = dict(os.environ), toy_job.Recorder()
+with stop_on_signals() as stop:
+    handler = signal.getsignal(signal.SIGTERM)
+    outcome = RayExecutor(2).run(toy_job.ToyJob(folder, {1: "signal", 0: "slow"}), toy_job.make_tiles(8, 2), recorder, stop)
+    assert signal.getsignal(signal.SIGTERM) is handler
+assert dict(os.environ) == environment
+assert not ray.is_initialized()
+print(outcome.stopped, outcome.finished == len(recorder.done), 1 in recorder.done, len(recorder.done) < 8)
+"""
+
+
+def test_a_private_ray_leaves_nothing_behind(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    folder = tmp_path / "work"
+    folder.mkdir()
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", str(Path(__file__).parents[3]))])
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", _DRIVER, str(folder)],
+        env={**environment, "HOME": str(home), "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "True True True True\n"
