@@ -1,0 +1,110 @@
+"""The certificate: does the stored matrix do to random vectors what the model's own products do?"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from disthess.reduce.arrays import PanelReader
+from disthess.types import Part
+
+if TYPE_CHECKING:
+    from disthess.reduce.hessian_store import HessianStore
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Agreement of a store with an independent path.
+
+    Attributes:
+        part: Which part.
+        errors: ``|H x - hvp(x)| / |hvp(x)|`` for each random x (absolute where the product is zero).
+        worst: The largest of them.
+        symmetry: Largest ``|H_ij - H_ji|`` inside diagonal tiles, relative to the largest entry there.
+        tolerance: What was allowed.
+        passed: Whether ``worst`` and ``symmetry`` are within it.
+        against: What the independent path was.
+        dtype: Of the store.
+        seed: Of the vectors.
+        seconds: It took.
+    """
+
+    part: Part
+    errors: tuple[float, ...]
+    worst: float
+    symmetry: float
+    tolerance: float
+    passed: bool
+    against: str
+    dtype: str
+    seed: int
+    seconds: float
+
+    @property
+    def vectors(self) -> int:
+        """Number of random vectors."""
+        return len(self.errors)
+
+
+def certify(
+    store: HessianStore,
+    products: Callable[[np.ndarray], np.ndarray],
+    *,
+    seed: int,
+    vectors: int,
+    tolerance: float,
+    part: Part,
+    against: str = "reverse-over-reverse products of the eager model in float64",
+) -> Certificate:
+    """Compare a store with products of an independent path, and keep the result in the store.
+
+    Args:
+        store: Complete.
+        products: ``[P, k]`` to ``[P, k]`` in float64.
+        seed: Of the random vectors.
+        vectors: How many.
+        tolerance: Largest relative error that passes.
+        part: Which part.
+        against: What ``products`` is, for the record.
+
+    Returns:
+        The certificate, saved as ``certificate/{part}``.
+    """
+    started = time.perf_counter()
+    block = np.random.default_rng(seed).standard_normal((store.numel, vectors))
+    wanted = products(block)
+    found = store.symmetric_operator(part).matmat(block)
+    scale = np.linalg.norm(wanted, axis=0)
+    scale[scale < 1e-12 * max(1.0, float(np.abs(found).max(initial=0.0)))] = 1.0
+    errors = np.linalg.norm(found - wanted, axis=0) / scale
+    symmetry = _asymmetry(PanelReader(store.store, part))
+    worst = float(errors.max(initial=0.0))
+    result = Certificate(
+        part=part,
+        errors=tuple(float(error) for error in errors),
+        worst=worst,
+        symmetry=symmetry,
+        tolerance=tolerance,
+        passed=bool(worst <= tolerance and symmetry <= tolerance),
+        against=against,
+        dtype=store.store.layout.dtype,
+        seed=seed,
+        seconds=time.perf_counter() - started,
+    )
+    store.store.write_result(f"certificate/{part}", {}, dataclasses.asdict(result))
+    return result
+
+
+def _asymmetry(reader: PanelReader) -> float:
+    """Over the diagonal squares as stored, both triangles of which were computed."""
+    defect = largest = 0.0
+    for band in reader.bands():
+        square = reader.read(band.panel, band.rows, band.rows)
+        defect = max(defect, float(np.abs(square - square.T).max(initial=0.0)))
+        largest = max(largest, float(np.abs(square).max(initial=0.0)))
+    return defect / largest if largest else 0.0

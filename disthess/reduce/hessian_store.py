@@ -1,0 +1,151 @@
+"""What users hold: a store, asked for blocks, for the whole matrix, or for products with it."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import dask.array as da
+import numpy as np
+import psutil
+from scipy.sparse.linalg import LinearOperator
+
+from disthess.errors import StoreError
+from disthess.linalg.operator import AbstractSymmetricOperator, to_scipy
+from disthess.reduce.arrays import PanelReader, block, lazy_block, lazy_matrix
+from disthess.reduce.certify import Certificate
+from disthess.reduce.norms import BlockTable, block_table
+from disthess.reduce.operator import StoreOperator
+from disthess.store.layout import Layout, ParameterSpec
+from disthess.store.store import Store
+from disthess.types import Part
+
+
+@final
+class HessianStore:
+    """A Hessian on disk. ``disthess.compute`` and ``disthess.open_store`` give one.
+
+    Everything is in the objective's own scale (``1/N`` if the objective is a mean), in ``named_parameters()`` order, each
+    parameter flattened row-major.
+
+    Args:
+        store: The raw store.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def __repr__(self) -> str:
+        missing = len(self.missing_tiles())
+        state = "complete" if not missing else f"{missing} of {len(self.layout.tiles)} tiles missing"
+        return f"HessianStore({self.path!r}, P={self.numel:,}, parts={list(self.parts)}, {self.layout.dtype}, {state})"
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+        return self.store.path
+
+    @property
+    def layout(self) -> Layout:
+        """What it holds, as a value."""
+        return self.store.layout
+
+    @property
+    def parameters(self) -> tuple[ParameterSpec, ...]:
+        """Parameters in user order."""
+        return self.layout.parameters
+
+    @property
+    def numel(self) -> int:
+        """``P``."""
+        return self.layout.numel
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Stored parts."""
+        return self.layout.parts
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Schema, versions, fingerprint, and how it was computed."""
+        return self.store.attributes
+
+    @property
+    def gradient(self) -> np.ndarray:
+        """``dL/dtheta``, ``[P]``."""
+        return self.store.gradient()
+
+    @property
+    def loss(self) -> float:
+        """``L``."""
+        return self.store.loss()
+
+    def missing_tiles(self) -> tuple[int, ...]:
+        """Numbers of the tiles that are not done."""
+        return self.store.missing_tiles()
+
+    def block(self, a: str, b: str, part: Part = "hessian", lazy: bool = False) -> Any:
+        """``d2 L / d a d b``.
+
+        Args:
+            a: Parameter of the rows.
+            b: Parameter of the columns.
+            part: ``hessian``, ``ggn`` or ``residual``.
+            lazy: Return a Dask array instead of reading now.
+
+        Returns:
+            ``[numel of a, numel of b]``, numpy or Dask.
+
+        Raises:
+            UnknownNameError: No such parameter; near names are offered.
+            StoreError: The part is not stored, tiles of the block are missing, or a chunk is damaged.
+        """
+        reader = PanelReader(self.store, part)
+        first, second = reader.resolve(a), reader.resolve(b)
+        return lazy_block(reader, first, second) if lazy else block(reader, first, second)
+
+    def dask(self, part: Part = "hessian") -> da.Array:
+        """The whole matrix, ``[P, P]``, as a Dask array."""
+        return lazy_matrix(PanelReader(self.store, part))
+
+    def dense(self, part: Part = "hessian") -> np.ndarray:
+        """The whole matrix, ``[P, P]``, in memory.
+
+        Raises:
+            StoreError: It would take more memory than is free; the message has the size.
+        """
+        needed = self.numel**2 * np.dtype(self.layout.dtype).itemsize
+        free = psutil.virtual_memory().available
+        if needed > 0.8 * free:
+            raise StoreError(
+                f"the whole matrix takes {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB of memory are free. Use block(a, b), dask() or "
+                "operator()."
+            )
+        reader = PanelReader(self.store, part)
+        whole = np.zeros((self.numel, self.numel), dtype=self.layout.dtype)
+        starts = np.cumsum([0, *(parameter.numel for parameter in self.parameters)])
+        for i, a in enumerate(self.parameters):
+            for j, b in enumerate(self.parameters[i:], start=i):
+                values = block(reader, a, b)
+                whole[starts[i] : starts[i + 1], starts[j] : starts[j + 1]] = values
+                whole[starts[j] : starts[j + 1], starts[i] : starts[i + 1]] = values.T
+        return whole
+
+    def operator(self, part: Part = "hessian") -> LinearOperator:
+        """Products with the matrix as a SciPy ``LinearOperator``; blocks of vectors cost little more than one."""
+        return to_scipy(self.symmetric_operator(part))
+
+    def symmetric_operator(self, part: Part = "hessian") -> AbstractSymmetricOperator:
+        """The same as disthess's own operator."""
+        return StoreOperator(PanelReader(self.store, part))
+
+    def blocks(self, part: Part = "hessian") -> BlockTable:
+        """Frobenius norm of every block and trace of every diagonal one."""
+        return block_table(PanelReader(self.store, part))
+
+    def certificate(self, part: Part = "hessian") -> Certificate | None:
+        """The certificate of a part, or None if the run ended before it."""
+        name = f"certificate/{part}"
+        if not self.store.has_result(name):
+            return None
+        values = self.store.read_result(name)[1]
+        return Certificate(**{**values, "errors": tuple(values["errors"])})

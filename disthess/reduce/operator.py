@@ -1,0 +1,100 @@
+"""The stored Hessian as a symmetric operator: every tile is read once per product and used for both triangles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import final
+
+import numpy as np
+import psutil
+from typing_extensions import override
+
+from disthess.linalg.operator import AbstractSymmetricOperator
+from disthess.reduce.arrays import Band, PanelReader
+from disthess.types import Span
+
+READERS = 4
+"""Bands read and multiplied at once."""
+
+CACHE_SHARE = 0.25
+"""Share of free memory in which bands are kept between products, if all of them fit."""
+
+
+@final
+class StoreOperator(AbstractSymmetricOperator):
+    """``x -> H x`` in user order.
+
+    Args:
+        reader: The store and part.
+        cache_bytes: Keep bands in memory if they need no more than this; default a quarter of what is free.
+    """
+
+    def __init__(self, reader: PanelReader, cache_bytes: int | None = None) -> None:
+        self._reader = reader
+        self._bands = tuple(reader.bands())
+        self._index = _column_indices(reader)
+        item = np.dtype(reader.store.layout.dtype).itemsize
+        whole = sum(band.rows.size * (band.panel.columns - band.rows.start) for band in self._bands) * item
+        room = int(psutil.virtual_memory().available * CACHE_SHARE) if cache_bytes is None else cache_bytes
+        self._cache: dict[int, np.ndarray] | None = {} if whole <= room else None
+
+    @property
+    @override
+    def size(self) -> int:
+        return self._reader.store.layout.numel
+
+    @property
+    @override
+    def dtype(self) -> np.dtype:
+        return np.dtype(self._reader.store.layout.dtype)
+
+    @override
+    def matmat(self, block: np.ndarray) -> np.ndarray:
+        """``H X``, ``[P, k]`` from ``[P, k]``, summed in a fixed order."""
+        vectors = np.ascontiguousarray(block, dtype=np.result_type(block.dtype, self.dtype))
+        total = np.zeros_like(vectors)
+        with ThreadPoolExecutor(READERS) as pool:
+            numbered = iter(range(len(self._bands)))
+            while chunk := list(islice(numbered, 2 * READERS)):
+                for number, (down, across) in zip(chunk, pool.map(lambda n: self._apply(n, vectors), chunk), strict=True):
+                    band = self._bands[number]
+                    columns = self._index[band.panel.source]
+                    total[columns[band.rows.start : band.rows.stop]] += down
+                    total[columns[band.rows.stop :]] += across
+        return total
+
+    def _apply(self, number: int, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        band = self._bands[number]
+        columns = self._index[band.panel.source]
+        tile = self._tile(number, band)
+        inside = vectors[columns[band.rows.start : band.rows.stop]]
+        down = tile @ vectors[columns[band.rows.start :]]
+        return down, tile[:, band.rows.size :].T @ inside
+
+    def _tile(self, number: int, band: Band) -> np.ndarray:
+        if self._cache is not None and number in self._cache:
+            return self._cache[number]
+        tile = self._reader.read(band.panel, band.rows, Span(band.rows.start, band.panel.columns))
+        size = band.rows.size
+        upper = np.triu(tile[:, :size])
+        tile[:, :size] = upper + np.triu(upper, 1).T
+        if self._cache is not None:
+            self._cache[number] = tile
+        return tile
+
+
+def _column_indices(reader: PanelReader) -> dict[str, np.ndarray]:
+    """For each panel, the user-order position of each of its columns."""
+    offsets: dict[str, int] = {}
+    offset = 0
+    for parameter in reader.store.layout.parameters:
+        offsets[parameter.name] = offset
+        offset += parameter.numel
+    return {panel.source: np.concatenate(list(_ranges(panel.targets, offsets))) for panel in reader.panels()}
+
+
+def _ranges(targets: tuple[tuple[str, int], ...], offsets: dict[str, int]) -> Iterator[np.ndarray]:
+    for name, size in targets:
+        yield np.arange(offsets[name], offsets[name] + size)

@@ -1,0 +1,158 @@
+"""Spectra, densities, low rank and traces of a store or of any operator; a store keeps what was found."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from disthess.errors import ConfigError
+from disthess.linalg import density, lanczos, lowrank
+from disthess.linalg.lanczos import EigenResult, Which
+from disthess.linalg.lowrank import LowRankResult
+from disthess.linalg.operator import AbstractSymmetricOperator, ScipyOperator
+from disthess.linalg.trace import TraceResult, estimate_trace
+from disthess.reduce.hessian_store import HessianStore
+from disthess.reduce.keep import keep, kept
+from disthess.types import Part
+
+Target = HessianStore | LinearOperator | AbstractSymmetricOperator
+
+
+def eigenvalues(
+    target: Target,
+    k: int = 10,
+    *,
+    which: Which = "both",
+    part: Part = "hessian",
+    vectors: bool = False,
+    seed: int = 0,
+    tolerance: float | None = None,
+) -> EigenResult:
+    """Extreme eigenvalues of a Hessian, with the residual of each.
+
+    Args:
+        target: A store, or any symmetric ``LinearOperator``.
+        k: How many at each end asked for.
+        which: ``both`` ends, ``largest`` or ``smallest``.
+        part: Of a store.
+        vectors: Whether to return eigenvectors, ``[P, k]``.
+        seed: Of the start vector.
+        tolerance: Relative residual; see `extreme_eigenpairs`.
+
+    Returns:
+        Values ascending. From a store they are kept under ``spectrum/`` and found again.
+
+    Raises:
+        ConfigError: ``k`` or ``which`` is wrong.
+        StoreError: The store is incomplete.
+    """
+    settings = {"k": k, "which": which, "part": part, "seed": seed, "vectors": vectors, "tolerance": tolerance}
+    old = kept(target, f"spectrum/{part}/{which}-{k}", settings)
+    if old is not None:
+        arrays, values = old
+        return EigenResult(
+            arrays["values"], arrays["residuals"], arrays.get("vectors"), int(values["products"]),
+            arrays["converged"].astype(bool), float(values["tolerance_used"]),
+        )  # fmt: skip
+    found = _checked(
+        lanczos.extreme_eigenpairs, _operator(target, part), k, which=which, seed=seed, tolerance=tolerance, vectors=vectors
+    )
+    arrays = {"values": found.values, "residuals": found.residuals, "converged": found.converged.astype(np.uint8)}
+    if found.vectors is not None:
+        arrays["vectors"] = found.vectors
+    keep(target, f"spectrum/{part}/{which}-{k}", settings, arrays, {"products": found.products, "tolerance_used": found.tolerance})
+    return found
+
+
+def spectral_density(
+    target: Target, *, part: Part = "hessian", probes: int = 8, steps: int = 60, seed: int = 0, points: int = 400
+) -> density.DensityResult:
+    """Spectral density of a Hessian by block stochastic Lanczos quadrature; integrates to one.
+
+    Args:
+        target: A store, or any symmetric ``LinearOperator``.
+        part: Of a store.
+        probes: Random start vectors.
+        steps: Block Lanczos steps.
+        seed: Of the start vectors.
+        points: Of the grid.
+
+    Raises:
+        ConfigError: A count is not positive.
+        StoreError: The store is incomplete.
+    """
+    settings = {"probes": probes, "steps": steps, "part": part, "seed": seed, "points": points}
+    old = kept(target, f"spectrum/{part}/density", settings)
+    if old is not None:
+        arrays, values = old
+        return density.DensityResult(**arrays, width=float(values["width"]), products=int(values["products"]))
+    found = _checked(
+        density.spectral_density, _operator(target, part), probes=probes, steps=steps, seed=seed, points=points
+    )
+    arrays = {name: getattr(found, name) for name in ("grid", "density", "standard_error", "nodes", "weights")}
+    keep(target, f"spectrum/{part}/density", settings, arrays, {"width": found.width, "products": found.products})
+    return found
+
+
+def low_rank(
+    target: Target, rank: int, *, part: Part = "hessian", oversample: int = 10, power: int = 1, seed: int = 0
+) -> LowRankResult:
+    """``H ~ V diag(values) V^T`` with an estimate of what is left out.
+
+    Args:
+        target: A store, or any symmetric ``LinearOperator``.
+        rank: Wanted.
+        part: Of a store.
+        oversample: Random vectors beyond the rank.
+        power: Power iterations.
+        seed: Of the random vectors.
+
+    Raises:
+        ConfigError: ``rank`` is not positive.
+        StoreError: The store is incomplete.
+    """
+    settings = {"rank": rank, "part": part, "oversample": oversample, "power": power, "seed": seed}
+    old = kept(target, f"lowrank/{part}/{rank}", settings)
+    if old is not None:
+        arrays, values = old
+        scalars = {name: values[name] for name in ("error", "standard_error", "relative_error", "products")}
+        return LowRankResult(arrays["values"], arrays["vectors"], **scalars)
+    whole = target.blocks(part).frobenius if isinstance(target, HessianStore) else None
+    found = _checked(
+        lowrank.low_rank, _operator(target, part), rank, oversample=oversample, power=power, seed=seed, frobenius=whole
+    )
+    scalars = {key: value for key, value in dataclasses.asdict(found).items() if key not in ("values", "vectors")}
+    keep(target, f"lowrank/{part}/{rank}", settings, {"values": found.values, "vectors": found.vectors}, scalars)
+    return found
+
+
+def trace(target: Target, *, part: Part = "hessian", probes: int = 48, seed: int = 0) -> TraceResult:
+    """Trace of a Hessian: exact from a store, estimated with its standard error from an operator.
+
+    Raises:
+        ConfigError: Too few probes.
+        StoreError: The store is incomplete.
+    """
+    if isinstance(target, HessianStore):
+        return TraceResult(target.blocks(part).trace, 0.0, 0)
+    return _checked(estimate_trace, _operator(target, part), probes=probes, seed=seed)
+
+
+def _operator(target: Target, part: Part) -> AbstractSymmetricOperator:
+    if isinstance(target, HessianStore):
+        return target.symmetric_operator(part)
+    if isinstance(target, AbstractSymmetricOperator):
+        return target
+    if isinstance(target, LinearOperator):
+        return ScipyOperator(target)
+    raise ConfigError(f"expected a store or a symmetric LinearOperator, got {type(target).__name__}.")
+
+
+def _checked(function: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except ValueError as reason:
+        raise ConfigError(f"{reason}.") from reason

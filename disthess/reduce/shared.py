@@ -1,0 +1,89 @@
+"""Sums over uses: the panel of a shared parameter from the panels of its uses.
+
+    H[theta, phi] = sum over uses a of theta and b of phi of H_ab,   H_ab = H_ba^T
+
+A pair of uses is stored in the panel of whichever comes first. Sums are Dask's, one row chunk at a time, in a fixed order, so
+that the result has the same bytes every time.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any, final
+
+import dask
+import dask.array as da
+import numpy as np
+
+from disthess.store.layout import PanelSpec, ParameterSpec
+from disthess.store.store import Store
+from disthess.types import Part, Span
+
+
+def reduce_shared(store: Store) -> None:
+    """Write every panel that is a sum over uses.
+
+    Args:
+        store: With all tiles done, open for writing.
+
+    Raises:
+        StoreError: A tile is missing, or the disk is full.
+    """
+    uses = _UsePanels(store)
+    for panel in store.layout.panels:
+        if panel.reduced:
+            for part in store.layout.parts:
+                for start in range(0, panel.rows, panel.row_chunk):
+                    rows = Span(start, min(start + panel.row_chunk, panel.rows))
+                    store.write_rows(panel, part, start, uses.rows(panel, part, rows))
+
+
+@final
+class _UsePanels:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._panels = {panel.source: panel for panel in store.layout.panels if panel.kind == "uses"}
+        self._parameters = {parameter.name: parameter for parameter in store.layout.parameters}
+
+    def rows(self, panel: PanelSpec, part: Part, rows: Span) -> np.ndarray:
+        """Rows of a summed panel from its first stored column on."""
+        first = panel.first_column(rows.start)
+        source = self._parameters[panel.source]
+        pieces = []
+        for name, size in panel.targets:
+            skip = first if name == panel.source else 0
+            if skip < size:
+                pieces.append(self._target(source, self._parameters[name], part, rows, skip))
+        return np.ascontiguousarray(da.concatenate(pieces, axis=1).compute(scheduler="threads"))
+
+    def _target(self, source: ParameterSpec, target: ParameterSpec, part: Part, rows: Span, skip: int) -> da.Array:
+        columns = Span(skip, target.numel)
+        terms = [self._lazy(a, b, part, rows, columns) for a in source.uses for b in target.uses]
+        return functools.reduce(operator.add, terms)
+
+    def _lazy(self, a: str, b: str, part: Part, rows: Span, columns: Span) -> da.Array:
+        loaded: Any = dask.delayed(self._pair, pure=False)(a, b, part, rows, columns)
+        return da.from_delayed(loaded, shape=(rows.size, columns.size), dtype=self._store.layout.dtype)
+
+    def _pair(self, a: str, b: str, part: Part, rows: Span, columns: Span) -> np.ndarray:
+        """``H_ab[rows, columns]``."""
+        if a == b:
+            return self._own(self._panels[a], part, rows, columns)
+        if a in self._panels and b in dict(self._panels[a].targets):
+            return self._region(self._panels[a], b, part, rows, columns)
+        return self._region(self._panels[b], a, part, columns, rows).T
+
+    def _region(self, panel: PanelSpec, target: str, part: Part, rows: Span, columns: Span) -> np.ndarray:
+        offset = panel.column_span(target).start
+        return self._store.read(panel, part, rows, Span(offset + columns.start, offset + columns.stop))
+
+    def _own(self, panel: PanelSpec, part: Part, rows: Span, columns: Span) -> np.ndarray:
+        """A use's own square from its upper triangle; columns run from at most ``rows.start`` to the end."""
+        right = self._store.read(panel, part, rows, Span(rows.start, columns.stop))
+        upper = np.triu(right[:, : rows.size])
+        right[:, : rows.size] = upper + np.triu(upper, 1).T
+        if columns.start == rows.start:
+            return right
+        before = self._store.read(panel, part, Span(columns.start, rows.start), rows)
+        return np.concatenate([before.T, right], axis=1)
