@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from disthess import __version__
-from disthess.cli_errors import ErrorReportingGroup
+from disthess.cli_errors import ErrorReportingGroup, termination_as_interrupt
 
 if TYPE_CHECKING:
     from disthess.config import RunConfig
@@ -81,6 +82,8 @@ def root(
     `plan` says what a run would cost, `run` computes it or goes on where it stopped; the other verbs read the
     store. A Hessian of P parameters has P x P entries: ask for the plan first.
     """
+    # Torch says this when its oneDNN kernels are switched off, on any machine without an Intel GPU; it concerns nobody here.
+    warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN", category=UserWarning)
 
 
 def main() -> None:
@@ -132,14 +135,15 @@ def run(
     from disthess.loading import load_problem
     from disthess.prepare import Options, prepare
 
-    problem = load_problem(settings.source(config))
-    path = settings.compute.store
-    options = Options(**settings.plan_options(), address=settings.compute.address)
-    prepared = prepare(problem, options)
-    typer.echo(prepared.plan.describe())
-    typer.echo("")
-    made = api.run_prepared(prepared, options, path, seed=settings.compute.seed)
-    cli_report.print_run(made, settings.report, path)
+    with termination_as_interrupt():
+        problem = load_problem(settings.source(config))
+        path = settings.compute.store
+        options = Options(**settings.plan_options(), address=settings.compute.address)
+        prepared = prepare(problem, options)
+        typer.echo(prepared.plan.describe())
+        typer.echo("")
+        made = api.run_prepared(prepared, options, path, seed=settings.compute.seed, progress=True)
+        cli_report.print_run(made, settings.report, path)
 
 
 @app.command(epilog="Example: `disthess info runs/digits_mlp.zarr --json`")

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, final
 
 import typer
 from typer.core import TyperGroup
@@ -49,6 +53,26 @@ class ErrorReportingGroup(TyperGroup):
             said = " ".join(str(error).split())
             message = f"this is a bug in disthess: {type(error).__name__}: {said}; run with --debug for the traceback"
             _fail(message, 1, error)
+
+
+@contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM unwind the program as Ctrl-C does, so that locks are released and the exit code is ours.
+
+    While tiles are computed, the run's own handler takes its place and finishes those in flight.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int, error: BaseException) -> None:

@@ -193,9 +193,8 @@ def parse(tree: Any, place: str) -> RunConfig:
 
 
 def _sentence(entry: dict[str, Any]) -> str:
-    location = [
-        part for part in entry["loc"] if isinstance(part, int) or not str(part).startswith(("list[", "str", "function"))
-    ]
+    # Where a key takes one of several types, pydantic adds the type that it tried to the place.
+    location = [part for part in entry["loc"] if part != "str" and not str(part).startswith("list[")]
     key, section = str(location[-1]) if location else "", location[:-1]
     where = f"section {'.'.join(map(str, section))}" if section else "the top level"
     if entry["type"] == "extra_forbidden":

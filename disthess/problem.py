@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -273,7 +274,13 @@ class Problem:
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Choose kernels that have second derivatives: attention by plain products, recurrent nets without mkldnn."""
-    with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+    with ExitStack() as stack:
+        with warnings.catch_warnings():
+            # Entering mkldnn.flags touches a TF32 switch that a CPU build warns about.
+            warnings.simplefilter("ignore")
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
 
 

@@ -41,7 +41,7 @@ def spectral_density(
     operator: AbstractSymmetricOperator,
     *,
     probes: int = 8,
-    steps: int = 60,
+    steps: int = 40,
     seed: int = 0,
     points: int = 400,
     width: float | None = None,
@@ -64,9 +64,9 @@ def spectral_density(
     size = operator.size
     probes = min(probes, size)
     start = np.linalg.qr(np.random.default_rng(seed).standard_normal((size, probes)))[0]
-    basis, products = _krylov(operator, start, min(steps, max(1, size // probes + 1)))
-    nodes, squares = _project(operator, basis, probes)
-    products += basis.shape[1]
+    small = _krylov(operator, start, min(steps, max(1, size // probes + 1)))
+    nodes, vectors = np.linalg.eigh(small)
+    squares = vectors[:probes].T ** 2
     spread = float(nodes.max() - nodes.min())
     sigma = width if width is not None else max(0.01 * spread, 1e-12 * max(1.0, float(np.abs(nodes).max())))
     grid = np.linspace(nodes.min() - 5 * sigma, nodes.max() + 5 * sigma, points)
@@ -75,37 +75,44 @@ def spectral_density(
     area = np.trapezoid(curves, grid, axis=0)
     curves = curves / np.where(area > 0, area, 1.0)
     error = curves.std(axis=1, ddof=1) / np.sqrt(probes) if probes > 1 else np.full(points, np.nan)
-    return DensityResult(grid, curves.mean(axis=1), error, nodes, squares.mean(axis=1), float(sigma), products)
+    return DensityResult(grid, curves.mean(axis=1), error, nodes, squares.mean(axis=1), float(sigma), len(small))
 
 
-def _krylov(operator: AbstractSymmetricOperator, start: np.ndarray, steps: int) -> tuple[np.ndarray, int]:
-    """An orthonormal basis of the block Krylov space, orthogonalised twice against all of it; stops at breakdown."""
-    blocks = [start]
-    products = 0
-    for _ in range(steps - 1):
-        image = np.asarray(operator.matmat(blocks[-1]), dtype=np.float64)
-        products += image.shape[1]
-        scale = np.linalg.norm(image)
-        for _ in range(2):
-            for block in blocks:
-                image = image - block @ (block.T @ image)
-        left, sizes, _ = np.linalg.svd(image, full_matrices=False)
-        kept = sizes > 1e-10 * max(scale, 1e-300)
-        room = operator.size - sum(block.shape[1] for block in blocks)
-        new = left[:, kept][:, : max(room, 0)]
-        if new.shape[1] == 0:
+def _krylov(operator: AbstractSymmetricOperator, start: np.ndarray, steps: int) -> np.ndarray:
+    """The operator projected on the block Krylov space, ``[m, m]``, its first rows and columns those of ``start``.
+
+    Each new block is orthogonalised twice against all before it; the space ends early where it is invariant.
+    """
+    basis = last = start
+    columns: list[np.ndarray] = []
+    for step in range(steps):
+        image = np.asarray(operator.matmat(last), dtype=np.float64)
+        scale = max(float(np.linalg.norm(image)), 1e-300)
+        border = basis.T @ image
+        columns.append(border)
+        if step == steps - 1:
             break
-        for block in blocks:
-            new = new - block @ (block.T @ new)
-        blocks.append(np.linalg.qr(new)[0])
-    return np.concatenate(blocks, axis=1), products
+        image = image - basis @ border
+        image = image - basis @ (basis.T @ image)
+        left, sizes, _ = np.linalg.svd(image, full_matrices=False)
+        last = left[:, sizes > 1e-10 * scale][:, : operator.size - basis.shape[1]]
+        if last.shape[1] == 0:
+            break
+        last = np.linalg.qr(last - basis @ (basis.T @ last))[0]
+        basis = np.concatenate([basis, last], axis=1)
+    return _assembled(columns)
 
 
-def _project(operator: AbstractSymmetricOperator, basis: np.ndarray, probes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes, and the weight of each node for each probe, ``[m]`` and ``[m, probes]``."""
-    image = np.empty_like(basis)
-    for first in range(0, basis.shape[1], 16):
-        image[:, first : first + 16] = operator.matmat(basis[:, first : first + 16])
-    small = basis.T @ image
-    nodes, vectors = np.linalg.eigh(0.5 * (small + small.T))
-    return nodes, vectors[:probes].T ** 2
+def _assembled(columns: list[np.ndarray]) -> np.ndarray:
+    """The symmetric matrix whose upper block columns are given."""
+    size = sum(column.shape[1] for column in columns)
+    small = np.zeros((size, size))
+    offset = 0
+    for column in columns:
+        height, width = column.shape
+        small[:height, offset : offset + width] = column
+        small[offset : offset + width, :height] = column.T
+        own = column[offset : offset + width]
+        small[offset : offset + width, offset : offset + width] = 0.5 * (own + own.T)
+        offset += width
+    return small

@@ -12,11 +12,11 @@ import psutil
 from typing_extensions import override
 
 from disthess.linalg.operator import AbstractSymmetricOperator
-from disthess.reduce.arrays import Band, PanelReader
+from disthess.reduce.arrays import PanelReader
 from disthess.types import Span
 
 READERS = 4
-"""Bands read and multiplied at once."""
+"""Bands read ahead."""
 
 CACHE_SHARE = 0.25
 """Share of free memory in which bands are kept between products, if all of them fit."""
@@ -28,15 +28,14 @@ class StoreOperator(AbstractSymmetricOperator):
 
     Args:
         reader: The store and part.
-        cache_bytes: Keep bands in memory if they need no more than this; default a quarter of what is free.
+        cache_bytes: Keep bands in memory (float64) if they need no more than this; default a quarter of what is free.
     """
 
     def __init__(self, reader: PanelReader, cache_bytes: int | None = None) -> None:
         self._reader = reader
         self._bands = tuple(reader.bands())
         self._index = _column_indices(reader)
-        item = np.dtype(reader.store.layout.dtype).itemsize
-        whole = sum(band.rows.size * (band.panel.columns - band.rows.start) for band in self._bands) * item
+        whole = sum(band.rows.size * (band.panel.columns - band.rows.start) for band in self._bands) * 8
         room = int(psutil.virtual_memory().available * CACHE_SHARE) if cache_bytes is None else cache_bytes
         self._cache: dict[int, np.ndarray] | None = {} if whole <= room else None
 
@@ -53,27 +52,22 @@ class StoreOperator(AbstractSymmetricOperator):
     @override
     def matmat(self, block: np.ndarray) -> np.ndarray:
         """``H X``, ``[P, k]`` from ``[P, k]``, summed in a fixed order."""
-        vectors = np.ascontiguousarray(block, dtype=np.result_type(block.dtype, self.dtype))
+        vectors = np.ascontiguousarray(block, dtype=np.float64)
         total = np.zeros_like(vectors)
+        # Threads read ahead; products are done here, one at a time, with all threads of the linear algebra library.
         with ThreadPoolExecutor(READERS) as pool:
             numbered = iter(range(len(self._bands)))
-            while chunk := list(islice(numbered, 2 * READERS)):
-                for number, (down, across) in zip(chunk, pool.map(lambda n: self._apply(n, vectors), chunk), strict=True):
+            while chunk := list(islice(numbered, READERS)):
+                for number, tile in zip(chunk, pool.map(self._tile, chunk), strict=True):
                     band = self._bands[number]
-                    columns = self._index[band.panel.source]
-                    total[columns[band.rows.start : band.rows.stop]] += down
-                    total[columns[band.rows.stop :]] += across
+                    columns, size = self._index[band.panel.source], band.rows.size
+                    inside = vectors[columns[band.rows.start : band.rows.stop]]
+                    total[columns[band.rows.start : band.rows.stop]] += tile @ vectors[columns[band.rows.start :]]
+                    total[columns[band.rows.stop :]] += (inside.T @ tile[:, size:]).T
         return total
 
-    def _apply(self, number: int, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _tile(self, number: int) -> np.ndarray:
         band = self._bands[number]
-        columns = self._index[band.panel.source]
-        tile = self._tile(number, band)
-        inside = vectors[columns[band.rows.start : band.rows.stop]]
-        down = tile @ vectors[columns[band.rows.start :]]
-        return down, tile[:, band.rows.size :].T @ inside
-
-    def _tile(self, number: int, band: Band) -> np.ndarray:
         if self._cache is not None and number in self._cache:
             return self._cache[number]
         tile = self._reader.read(band.panel, band.rows, Span(band.rows.start, band.panel.columns))
@@ -81,6 +75,8 @@ class StoreOperator(AbstractSymmetricOperator):
         upper = np.triu(tile[:, :size])
         tile[:, :size] = upper + np.triu(upper, 1).T
         if self._cache is not None:
+            # Products are in float64; converting once is cheaper than at every product.
+            tile = tile.astype(np.float64)
             self._cache[number] = tile
         return tile
 

@@ -68,7 +68,7 @@ def eigenvalues(
 
 
 def spectral_density(
-    target: Target, *, part: Part = "hessian", probes: int = 8, steps: int = 60, seed: int = 0, points: int = 400
+    target: Target, *, part: Part = "hessian", probes: int = 8, steps: int = 40, seed: int = 0, points: int = 400
 ) -> density.DensityResult:
     """Spectral density of a Hessian by block stochastic Lanczos quadrature; integrates to one.
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +208,25 @@ def test_whatever_is_raised_ends_in_one_line(
         assert word in done.stderr
     shown = call("info", "x.zarr", "--debug")
     assert shown.exception is error or isinstance(error, KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_leaves_a_store_that_resumes(folder: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Whenever the signal comes: before, amid or after the tiles."""
+    path = tmp_path / "stopped.zarr"
+    command = [sys.executable, "-m", "disthess", "run", str(folder / "run.yaml"), "--store", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "resume" in said
+    assert "Traceback" not in said
+    again = call("run", folder / "run.yaml", "--store", path)
+    assert again.exit_code == 0, again.output
+    assert json.loads(call("verify", path, "--json").stdout)["whole"] is True
 
 
 def test_version_and_help_teach() -> None:
