@@ -14,7 +14,7 @@ from disthess.execute.executor import AbstractExecutor, SerialExecutor
 from disthess.execute.marks import LedgerMarks
 from disthess.execute.memory import available_memory_bytes
 from disthess.execute.progress import make_progress
-from disthess.execute.signals import StopFlag, stop_on_signals
+from disthess.execute.signals import stop_on_signals
 from disthess.execute.task import AbstractJob
 from disthess.execute.tile_job import AutogradJob, GraphJob
 from disthess.fingerprint import fingerprint
@@ -154,7 +154,8 @@ def check_fits(plan: Plan, options: Options, path: str | os.PathLike[str] | None
         check_disk(str(Path(path)), plan.disk_bytes)
     if options.memory_bytes is not None and plan.peak_bytes > options.memory_bytes:
         raise PlanError(
-            f"one worker would need up to {human_bytes(plan.peak_bytes)}, and memory_bytes allows {human_bytes(options.memory_bytes)}. "
+            f"one worker would need up to {human_bytes(plan.peak_bytes)}, and memory_bytes allows "
+            f"{human_bytes(options.memory_bytes)}. "
             "Allow more, give smaller batches, or select fewer parameters."
         )
     available = available_memory_bytes()
@@ -162,8 +163,8 @@ def check_fits(plan: Plan, options: Options, path: str | os.PathLike[str] | None
     if local and plan.peak_bytes * plan.workers > available:
         raise PlanError(
             f"{plan.workers} worker{'s' if plan.workers > 1 else ''} would need up to "
-            f"{human_bytes(plan.peak_bytes * plan.workers)} of memory and {human_bytes(available)} are available. Use fewer workers, "
-            "smaller batches, or fewer parameters."
+            f"{human_bytes(plan.peak_bytes * plan.workers)} of memory and {human_bytes(available)} are available. Use fewer "
+            "workers, smaller batches, or fewer parameters."
         )
 
 

@@ -48,7 +48,9 @@ def fingerprint(problem: Problem, names: Sequence[str], plan: Plan) -> dict[str,
 
 def _batch(batch: Any) -> dict[str, str]:
     return {
-        pytree.keystr(path) or "tensor": f"{list(leaf.shape)} {_digest(leaf)}" if isinstance(leaf, Tensor) else repr(leaf)[:80]
+        pytree.keystr(path) or "tensor": f"{list(leaf.shape)} {_digest(leaf)}"
+        if isinstance(leaf, Tensor)
+        else repr(leaf)[:80]
         for path, leaf in pytree.tree_flatten_with_path(batch)[0]
     }
 

@@ -38,15 +38,19 @@ def check_parameters(problem: Problem) -> None:
     """
     trainable = problem.parameters()
     if not trainable:
-        raise ProblemError("the model has no parameter that requires a gradient; set requires_grad on those whose Hessian is wanted.")
+        raise ProblemError(
+            "the model has no parameter that requires a gradient; set requires_grad on those whose Hessian is wanted."
+        )
     for name, tensor in problem.model.named_parameters():
         if tensor.dtype.is_complex:
             raise ProblemError(
-                f"parameter {name} is complex ({tensor.dtype}); disthess works on real parameters. Store real and imaginary parts as "
-                "two real parameters."
+                f"parameter {name} is complex ({tensor.dtype}); disthess works on real parameters. Store real and imaginary parts "
+                "as two real parameters."
             )
         if not tensor.dtype.is_floating_point:
-            raise ProblemError(f"parameter {name} is {tensor.dtype}; only floating parameters have derivatives. Make it a buffer.")
+            raise ProblemError(
+                f"parameter {name} is {tensor.dtype}; only floating parameters have derivatives. Make it a buffer."
+            )
 
 
 def check_dtype(problem: Problem, dtype: str | None) -> None:
@@ -58,8 +62,8 @@ def check_dtype(problem: Problem, dtype: str | None) -> None:
     for parameter in problem.parameters():
         if parameter.tensor.dtype not in (torch.float32, torch.float64) and dtype is None:
             raise ProblemError(
-                f"parameter {parameter.name} is {parameter.tensor.dtype}; second derivatives in half precision are mostly rounding. "
-                "Pass dtype='float32' or dtype='float64' to compute the Hessian of the same weights in that precision."
+                f"parameter {parameter.name} is {parameter.tensor.dtype}; second derivatives in half precision are mostly "
+                "rounding. Pass dtype='float32' or dtype='float64' to compute the Hessian of the same weights in that precision."
             )
 
 
@@ -98,18 +102,21 @@ def _check_objective(problem: Problem, index: int, selected: tuple[str, ...]) ->
     if not first.dtype.is_floating_point:
         raise ProblemError(f"the objective is {first.dtype}; it must be a real floating scalar.")
     if not bool(torch.isfinite(first)):
-        raise ProblemError(f"the objective is {float(first)} on batch {index}; check the data and the weights for overflow.")
-    second = _evaluate(problem, index)
-    if not torch.equal(first.detach(), second.detach()):
         raise ProblemError(
-            f"the objective answers differently from call to call on batch {index} ({float(first):.9g}, then {float(second):.9g}): "
+            f"the objective is {first.item()} on batch {index}; check the data and the weights for overflow."
+        )
+    first, value = first.detach(), first
+    second = _evaluate(problem, index).detach()
+    if not torch.equal(first, second):
+        raise ProblemError(
+            f"the objective answers differently from call to call on batch {index} ({first.item():.9g}, then {second.item():.9g}): "
             "dropout, sampling or state that changes. Call model.eval(), set dropout to 0, or draw the noise once and pass "
             "it in the batch."
         )
     by_name = {parameter.name: parameter.tensor for parameter in problem.parameters()}
-    depends = first.requires_grad and any(
+    depends = value.requires_grad and any(
         gradient is not None
-        for gradient in torch.autograd.grad(first, [by_name[name] for name in selected], allow_unused=True)
+        for gradient in torch.autograd.grad(value, [by_name[name] for name in selected], allow_unused=True)
     )
     if not depends:
         shown = ", ".join(selected[:5]) + (", ..." if len(selected) > 5 else "")

@@ -95,7 +95,15 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prep
     workload = _workload(bound, names, programs, dtype)
     workers, threads = _crew(options)
     request = PlanRequest(
-        tuple(options.parts), dtype, method, reason, options.shared, options.basis, workers, threads, options.device or "cpu"
+        tuple(options.parts),
+        dtype,
+        method,
+        reason,
+        options.shared,
+        options.basis,
+        workers,
+        threads,
+        options.device or "cpu",
     )
     return Prepared(bound, names, programs, make_plan(workload, request))
 
@@ -163,7 +171,8 @@ def _workload(problem: Problem, names: tuple[str, ...], programs: tuple[Program,
     one_graph = all(program.graph is graph for program in programs)
     sizes = [_told_apart(program, batch) for program, batch in zip(programs, problem.batches, strict=True)]
     entries = sum(
-        primal_entries(program.graph) * size // program.graph.samples for program, size in zip(programs, sizes, strict=True)
+        primal_entries(program.graph) * size // program.graph.samples
+        for program, size in zip(programs, sizes, strict=True)
     )
     return Workload(
         title=title,
@@ -207,7 +216,9 @@ def _autograd_workload(
     )
     total = sum(spec.numel for spec in specs)
     sources = tuple(
-        SourceCost(spec.name, spec.name, spec.uses, 0, spec.numel, 0, 0, 0, 4 * total, 0, 0, total, False, 4 * total, total, 0)
+        SourceCost(
+            spec.name, spec.name, spec.uses, 0, spec.numel, 0, 0, 0, 4 * total, 0, 0, total, False, 4 * total, total, 0
+        )
         for spec in specs
     )
     return Workload(
@@ -239,7 +250,9 @@ def _check_options(options: Options) -> None:
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ConfigError(f"{key} must be a positive whole number, got {value!r}.")
     if options.executor == "serial" and options.workers not in (None, 1):
-        raise ConfigError(f"workers={options.workers} needs executor='ray'; the serial executor is one worker with threads.")
+        raise ConfigError(
+            f"workers={options.workers} needs executor='ray'; the serial executor is one worker with threads."
+        )
 
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {

@@ -260,7 +260,6 @@ class Problem:
         with twice_differentiable():
             return torch.func.functional_call(module, swapped, (batch,))
 
-
     def outputs(self, inputs: Any, parameters: Mapping[str, Tensor]) -> Any:
         """The model's outputs with ``parameters`` in place of its own, buffers untouched."""
         swapped: dict[str, Tensor] = dict(parameters)

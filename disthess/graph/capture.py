@@ -1,33 +1,28 @@
-"""From a problem and one of its batches to a `Graph`: the only door to ``torch.export``.
+"""From a problem and one of its batches to a `Graph`.
 
-1. Ties are recorded by object identity; the objective is exported with a dynamic batch dimension where the model allows it.
-2. Fused operations are lowered (``lower.py``) and the graph is made functional.
-3. Every FX node becomes a `Node`; every (node, parameter) occurrence gets a use leaf of its own.
-4. Batch axes are read off the symbolic shapes; independence is decided in ``coupling.py``.
+1. Ties are recorded by object identity; the objective is exported with a dynamic batch dimension where the model allows it
+   (``export.py``), fused operations lowered (``lower.py``).
+2. Every FX node becomes a `Node`; every (node, parameter) occurrence gets a use leaf of its own.
+3. Batch axes are read off the symbolic shapes; independence is decided in ``coupling.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch import Tensor, fx
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils import _pytree as pytree
 
-from disthess.errors import DisthessError, GraphError
+from disthess.errors import GraphError
+from disthess.graph.export import FlatObjective, batch_size, export_objective
 from disthess.graph.ir import BatchAxis, Graph, Node, Ref
-from disthess.graph.lower import lowerings
 from disthess.graph.names import name_nodes
-from disthess.problem import ObjectiveModule, Problem, batch_tensors, twice_differentiable
+from disthess.problem import Problem, batch_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +40,6 @@ class Capture:
     note: str
 
 
-@final
-class _FlatObjective(nn.Module):
-    """The objective as a function of the batch's tensors, so that export sees a flat list of inputs."""
-
-    def __init__(self, objective: ObjectiveModule, batch: Any) -> None:
-        super().__init__()
-        self.objective = objective
-        leaves, self.spec = pytree.tree_flatten(batch)
-        self.fixed = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        self.is_tensor = tuple(isinstance(leaf, Tensor) for leaf in leaves)
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        remaining = iter(tensors)
-        leaves = [next(remaining) if given else value for given, value in zip(self.is_tensor, self.fixed, strict=True)]
-        return self.objective(pytree.tree_unflatten(leaves, self.spec))
-
-
 def capture(problem: Problem, batch: Any, selected: frozenset[str]) -> Capture:
     """Export the objective on one batch and turn it into a `Graph`.
 
@@ -76,80 +54,12 @@ def capture(problem: Problem, batch: Any, selected: frozenset[str]) -> Capture:
     Raises:
         GraphError: ``torch.export`` cannot capture the objective, with its reason in a sentence.
     """
-    module = _FlatObjective(problem.module(), batch)
+    module = FlatObjective(problem.module(), batch)
     tensors = batch_tensors(batch)
-    samples = _batch_size(tensors)
-    program, note = _export(module, tensors, samples)
+    samples = batch_size(tensors)
+    program, note = export_objective(module, tensors, samples)
     builder = _Builder(problem, program, selected, dynamic=not note)
     return builder.build(samples if not note else 1, note)
-
-
-def _batch_size(tensors: list[Tensor]) -> int:
-    sizes = [int(tensor.shape[0]) for tensor in tensors if tensor.ndim > 0]
-    return sizes[0] if sizes else 1
-
-
-def _export(module: nn.Module, tensors: list[Tensor], samples: int) -> tuple[ExportedProgram, str]:
-    """Export with a dynamic batch dimension, else with the given shape; the note says why it is not dynamic."""
-    if samples < 2:
-        return _export_once(module, tensors, None), "there is one sample only"
-    shapes = tuple(
-        {0: Dim.DYNAMIC} if tensor.ndim > 0 and tensor.shape[0] == samples else None for tensor in tensors
-    )
-    try:
-        return _export_once(module, tensors, shapes), ""
-    except DisthessError:
-        raise
-    except Exception as reason:
-        first = _first_sentence(reason)
-        return _export_once(module, tensors, None), f"the batch dimension cannot be made dynamic ({first})"
-
-
-def _export_once(module: nn.Module, tensors: list[Tensor], shapes: Any) -> ExportedProgram:
-    try:
-        with warnings.catch_warnings(), _quiet(), twice_differentiable():
-            warnings.simplefilter("ignore")
-            exported = torch.export.export(module, tuple(tensor.clone() for tensor in tensors), dynamic_shapes=None if shapes is None else (shapes,))
-            return exported.run_decompositions(lowerings())
-    except DisthessError:
-        raise
-    except Exception as reason:
-        if shapes is not None:
-            raise
-        ours = _cause(reason)
-        if ours is not None:
-            raise ours from None
-        raise GraphError(
-            f"torch.export cannot capture this objective: {_first_sentence(reason)} Use method='autograd' (slower, without "
-            "activation blocks), which needs no capture, or rewrite the part that depends on tensor values."
-        ) from reason
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's own log of a failed export, which we report in a sentence."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
-
-
-def _cause(error: BaseException) -> DisthessError | None:
-    """A refusal of ours that torch wrapped on its way."""
-    current: BaseException | None = error
-    while current is not None:
-        if isinstance(current, DisthessError):
-            return current
-        current = current.__cause__ or current.__context__
-    return None
-
-
-def _first_sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 240 else text[:237] + "..."
 
 
 @final
@@ -256,11 +166,20 @@ class _Builder:
         return index
 
     def _add(
-        self, fx_node: fx.Node, kind: Any, op: str, args: Any, kwargs: Any, output: int | None, module: str, value: Any = None
+        self,
+        fx_node: fx.Node,
+        kind: Any,
+        op: str,
+        args: Any,
+        kwargs: Any,
+        output: int | None,
+        module: str,
+        value: Any = None,
     ) -> None:
         value = fx_node.meta.get("val") if value is None else value
         index = len(self._nodes)
-        shape, batch = (), None
+        shape: tuple[int, ...] = ()
+        batch = None
         if isinstance(value, Tensor):
             shape = tuple(_hint(size) for size in value.shape)
             batch = self._batch_axis(value)
@@ -283,7 +202,11 @@ class _Builder:
     def _loss(self) -> int:
         signature = self._program.graph_signature
         outputs = next(node for node in self._program.graph.nodes if node.op == "output").args[0]
-        user = [arg for arg, spec in zip(outputs, signature.output_specs, strict=True) if spec.kind == OutputKind.USER_OUTPUT]
+        user = [
+            arg
+            for arg, spec in zip(outputs, signature.output_specs, strict=True)
+            if spec.kind == OutputKind.USER_OUTPUT
+        ]
         if len(user) != 1 or not isinstance(user[0], fx.Node):
             raise GraphError(f"the objective must return one scalar tensor, its graph returns {len(user)} values.")
         if user[0] not in self._ref:
@@ -346,9 +269,9 @@ def _renumber(value: Any, new: Mapping[int, int]) -> Any:
 def _live(nodes: list[Node], loss: int) -> set[int]:
     live: set[int] = set()
     for node in nodes:
-        if node.kind == "use":
-            live.add(node.index)
-        elif node.kind == "op" and node.dtype in ("float32", "float64") and any(ref in live for ref in node.refs()):
+        if node.kind == "use" or (
+            node.kind == "op" and node.dtype in ("float32", "float64") and any(ref in live for ref in node.refs())
+        ):
             live.add(node.index)
     return live
 

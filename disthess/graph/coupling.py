@@ -68,7 +68,10 @@ def decide_independence(
         for node, region in zip(graph.nodes, regions, strict=True)
     )
     return dataclasses.replace(
-        graph, nodes=nodes, independent=True, why="samples are independent: by structure, and by NaN probe of every operation"
+        graph,
+        nodes=nodes,
+        independent=True,
+        why="samples are independent: by structure, and by NaN probe of every operation",
     )
 
 

@@ -1,7 +1,7 @@
-"""Operations rewritten by elementary ones at capture: those whose fused kernels have no (or a wrong) double backward, and
-those that hide a reduction over samples.
+"""Operations rewritten by elementary ones at capture.
 
-Each entry is a function traced in place of the operation. The rewritten graph computes the same value.
+They are those whose fused kernels have no (or a wrong) double backward, and those that hide a reduction over samples. Each entry
+is a function traced in place of the operation; the rewritten graph computes the same value.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def attention(
 ) -> Tensor:
     """``softmax(q k^T scale + mask) v`` by plain products."""
     if dropout_p > 0:
-        raise GraphError(f"attention drops out with p={dropout_p}: the objective is random. Call model.eval() or set p=0.")
+        raise GraphError(
+            f"attention drops out with p={dropout_p}: the objective is random. Call model.eval() or set p=0."
+        )
     if enable_gqa and query.shape[-3] != key.shape[-3]:
         repeats = query.shape[-3] // key.shape[-3]
         key = key.repeat_interleave(repeats, -3)
@@ -56,7 +58,7 @@ def attention(
 
 
 def cross_entropy_loss(
-    input: Tensor,  # noqa: A002 - the operation's own argument name
+    input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
     reduction: int = MEAN,
@@ -159,7 +161,7 @@ def kl_div(self: Tensor, target: Tensor, reduction: int = MEAN, *, log_target: b
 
 
 def batch_norm(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     running_mean: Tensor | None,
@@ -187,7 +189,7 @@ def batch_norm(
 
 
 def batch_norm_functional(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     running_mean: Tensor,
@@ -202,7 +204,7 @@ def batch_norm_functional(
 
 
 def instance_norm(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     running_mean: Tensor | None,
@@ -225,7 +227,7 @@ def instance_norm(
 
 
 def group_norm(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     num_groups: int,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
@@ -244,7 +246,9 @@ def group_norm(
     return normal if bias is None else normal + bias.reshape(shape)
 
 
-def rms_norm(input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:  # noqa: A002
+def rms_norm(
+    input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
     """Division by the root mean square over the last axes."""
     axes = list(range(-len(normalized_shape), 0))
     floor = torch.finfo(input.dtype).eps if eps is None else eps
@@ -259,7 +263,7 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     return v * (g / norm), norm
 
 
-def dropout(input: Tensor, p: float, train: bool) -> Tensor:  # noqa: A002
+def dropout(input: Tensor, p: float, train: bool) -> Tensor:
     """The identity, where nothing is dropped."""
     if train and p > 0:
         raise GraphError(
@@ -305,7 +309,9 @@ def embedding_bag_forward(*args: Any, **kwargs: Any) -> Any:
 
 def ctc_loss(*args: Any, **kwargs: Any) -> Any:
     """Refused: there is no double backward."""
-    raise GraphError("ctc_loss has no double backward in torch, so its Hessian cannot be computed; choose another loss.")
+    raise GraphError(
+        "ctc_loss has no double backward in torch, so its Hessian cannot be computed; choose another loss."
+    )
 
 
 def lowerings() -> dict[Any, Callable[..., Any]]:

@@ -41,7 +41,9 @@ def name_nodes(nodes: Sequence[Node], modules: Sequence[str]) -> tuple[Node, ...
         for ref in node.refs():
             if nodes[ref].kind == "use":
                 names[ref] = f"{nodes[ref].op}@{names[node.index]}"
-    return tuple(dataclasses.replace(node, name=name or f"{node.op}@unused") for node, name in zip(nodes, names, strict=True))
+    return tuple(
+        dataclasses.replace(node, name=name or f"{node.op}@unused") for node, name in zip(nodes, names, strict=True)
+    )
 
 
 def _base(node: Node, module: str) -> str:

@@ -1,8 +1,8 @@
 """The NaN probe: which rows of an operation's output can one sample's inputs reach?
 
 One sample's inputs are replaced (NaN in floating values, another valid value in integers) and the operation is run once more,
-alone. If some arrangement of the batch axis explains every changed entry (beyond rounding) as belonging to that sample, samples do not
-mix in it; the arrangement (``outer`` before ``inner``) is recorded, so that token-major flattening is seen for what it is.
+alone. If some arrangement of the batch axis explains every changed entry (beyond rounding) as belonging to that sample, samples
+do not mix in it; the arrangement (``outer`` before ``inner``) is recorded, so that token-major flattening is seen for what it is.
 """
 
 from __future__ import annotations

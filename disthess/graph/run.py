@@ -47,7 +47,9 @@ def operation(name: str) -> Callable[..., Any]:
     space, _, rest = name.partition(".")
     if space == "python":
         if rest not in _PYTHON:
-            raise GraphError(f"the graph computes a size by {rest!r}, which disthess does not know; use method='autograd'.")
+            raise GraphError(
+                f"the graph computes a size by {rest!r}, which disthess does not know; use method='autograd'."
+            )
         return _PYTHON[rest]
     packet, _, overload = rest.rpartition(".")
     try:

@@ -33,7 +33,9 @@ def print_graph(graph: Graph) -> str:
     level = levels(graph)
     live = [node for node in graph.nodes if node.live and node.kind != "use"]
     width = max((len(node.name) for node in live), default=4)
-    lines = [f"{graph.why}; {len(live)} live nodes, {sum(node.kind == 'use' and node.live for node in graph.nodes)} uses"]
+    lines = [
+        f"{graph.why}; {len(live)} live nodes, {sum(node.kind == 'use' and node.live for node in graph.nodes)} uses"
+    ]
     for node in live:
         reads = ", ".join(
             graph.nodes[ref].op if graph.nodes[ref].kind == "use" else graph.nodes[ref].name

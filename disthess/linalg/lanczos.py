@@ -184,7 +184,9 @@ def _orthonormal(block: np.ndarray, basis: np.ndarray, generator: np.random.Gene
     norms = np.linalg.norm(block, axis=0)
     columns = block[:, norms > 0] / norms[norms > 0]
     if columns.shape[1] < width:
-        columns = np.concatenate([columns, generator.standard_normal((basis.shape[0], width - columns.shape[1]))], axis=1)
+        columns = np.concatenate(
+            [columns, generator.standard_normal((basis.shape[0], width - columns.shape[1]))], axis=1
+        )
     for _ in range(2):
         columns = columns - basis @ (basis.T @ columns)
         columns = np.linalg.qr(columns[:, :width])[0]

@@ -1,4 +1,7 @@
-"""The trace from random vectors, with its standard error: Hutch++ (Meyer, Musco, Musco and Woodruff 2021)."""
+"""Trace and Frobenius norm from random vectors, with standard errors.
+
+The trace is Hutch++ (Meyer, Musco, Musco and Woodruff 2021); the norm comes from ``E |H g|^2 = |H|_F^2`` for Gaussian ``g``.
+"""
 
 from __future__ import annotations
 
@@ -47,3 +50,33 @@ def estimate_trace(operator: AbstractSymmetricOperator, *, probes: int = 48, see
         return TraceResult(exact, 0.0, 2 * third)
     error = float(terms.std(ddof=1) / np.sqrt(third)) if third > 1 else float("nan")
     return TraceResult(exact + float(terms.mean()), error, 3 * third)
+
+
+@dataclass(frozen=True, slots=True)
+class NormResult:
+    """An estimate of a Frobenius norm.
+
+    Attributes:
+        value: The estimate.
+        standard_error: Of the estimate.
+        products: Products with the operator.
+    """
+
+    value: float
+    standard_error: float
+    products: int
+
+
+def estimate_frobenius(operator: AbstractSymmetricOperator, *, probes: int = 48, seed: int = 0) -> NormResult:
+    """Frobenius norm of a symmetric operator from ``probes`` products.
+
+    Raises:
+        ValueError: Fewer than 2 probes.
+    """
+    if probes < 2:
+        raise ValueError(f"a norm needs at least 2 probes, got {probes}")
+    vectors = np.random.default_rng(seed).standard_normal((operator.size, probes))
+    squares = (np.asarray(operator.matmat(vectors), dtype=np.float64) ** 2).sum(axis=0)
+    value = float(np.sqrt(squares.mean()))
+    spread = float(squares.std(ddof=1) / np.sqrt(probes))
+    return NormResult(value, spread / (2 * value) if value > 0 else 0.0, probes)

@@ -15,7 +15,9 @@ LIBRARY_BYTES = 256 << 20
 """Allowance for what a worker loads lazily: kernels, threads, function transforms."""
 
 
-def tile_memory_bytes(cost: SourceCost, plan: SourcePlan, rows: int, array_bytes: int, buffer_columns: int, workload: Workload, parts: int) -> int:
+def tile_memory_bytes(
+    cost: SourceCost, plan: SourcePlan, rows: int, array_bytes: int, buffer_columns: int, workload: Workload, parts: int
+) -> int:
     """What computing and writing one tile adds to a worker, at most.
 
     Args:

@@ -82,6 +82,7 @@ class Plan:
     def describe(self, limit_rows: int = 12, flops_per_second: float | None = None) -> str:
         """The plan as text: totals, then one line per source (the dearest first, at most ``limit_rows``)."""
         layout = self.layout
+        item = 4 if layout.dtype == "float32" else 8
         lines = [
             f"problem       {self.title}",
             f"parameters    P = {layout.numel:,} in {len(layout.parameters)} tensors; samples {self.samples:,} in "
@@ -89,7 +90,7 @@ class Plan:
             f"samples       {self.independence}",
             f"method        {self.method}: {self.method_reason}",
             f"stored        {', '.join(layout.parts)} as {layout.dtype}, each pair once: {human_bytes(self.disk_bytes)} on disk "
-            f"(both triangles would be {human_bytes(layout.numel**2 * (4 if layout.dtype == 'float32' else 8) * len(layout.parts))})",
+            f"(both triangles would be {human_bytes(layout.numel**2 * item * len(layout.parts))})",
             f"work          {len(layout.tiles)} tiles in {self.waves} waves, {human_flops(self.flops)}"
             + (f", about {human_seconds(self.seconds(flops_per_second))}" if flops_per_second else ""),
             f"workers       {self.workers} x {self.threads} thread{'s' if self.threads != 1 else ''} on {self.device}; peak memory "

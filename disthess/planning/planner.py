@@ -131,7 +131,9 @@ class _Planner:
     def _plan_apart(self) -> None:
         use_costs = {cost.source: cost for cost in self._work.use_sources}
         order = [cost.source for cost in self._work.use_sources]
-        shared = {name for cost in self._work.use_sources for name in cost.uses if len(self._by_name[cost.parameter].uses) > 1}
+        shared = {
+            name for cost in self._work.use_sources for name in cost.uses if len(self._by_name[cost.parameter].uses) > 1
+        }
         sizes = {cost.source: cost.rows for cost in self._work.use_sources}
         for cost in self._work.sources:
             if len(self._by_name[cost.parameter].uses) > 1:
@@ -156,7 +158,9 @@ class _Planner:
 
     def _reduced_panel(self, cost: SourceCost) -> None:
         tiling = self._tiling(cost, sum(size for _, size in self._targets(cost.parameter)), 1)
-        self._panels.append(self._panel("panels", cost.parameter, cost.rows, self._targets(cost.parameter), tiling, True, True))
+        self._panels.append(
+            self._panel("panels", cost.parameter, cost.rows, self._targets(cost.parameter), tiling, True, True)
+        )
 
     def _panel(
         self,
@@ -176,9 +180,7 @@ class _Planner:
     def _tiling(self, cost: SourceCost, columns: int, unit_rows: int) -> RowTiling:
         return tile_rows(cost.rows, columns, unit_rows, self._work.dtype_bytes * len(self._request.parts))
 
-    def _source(
-        self, cost: SourceCost, outputs: Sequence[tuple[PanelKind, tuple[tuple[str, int], ...], bool]]
-    ) -> None:
+    def _source(self, cost: SourceCost, outputs: Sequence[tuple[PanelKind, tuple[tuple[str, int], ...], bool]]) -> None:
         parts = len(self._request.parts)
         basis = self._basis(cost)
         widest = max(sum(size for _, size in targets) for _, targets, _ in outputs)
@@ -220,5 +222,3 @@ class _Planner:
             load[owner] += tile.flops
             tiles.append(dataclasses.replace(tile, index=index, wave=wave, owner=owner))
         return tuple(tiles)
-
-

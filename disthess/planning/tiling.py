@@ -80,7 +80,7 @@ def tile_rows(rows: int, columns: int, unit_rows: int, bytes_per_column: int) ->
     fitting = max(1, TILE_BYTES // max(1, columns * bytes_per_column))
     units = max(1, min(fitting, MAX_ROWS) // unit_rows)
     chosen = min(units * unit_rows, rows)
-    row_chunk = chosen if chosen <= 2 * MAX_ROWS or chosen == rows and rows <= 2 * MAX_ROWS else _divisor(chosen)
+    row_chunk = chosen if chosen <= 2 * MAX_ROWS or (chosen == rows and rows <= 2 * MAX_ROWS) else _divisor(chosen)
     column_chunk = min(columns, max(256, CHUNK_BYTES // (row_chunk * 4)))
     return RowTiling(chosen, row_chunk, column_chunk)
 

@@ -117,8 +117,8 @@ class HessianStore:
         free = psutil.virtual_memory().available
         if needed > 0.8 * free:
             raise StoreError(
-                f"the whole matrix takes {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB of memory are free. Use block(a, b), dask() or "
-                "operator()."
+                f"the whole matrix takes {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB of memory are free. Use block(a, b), "
+                "dask() or operator()."
             )
         reader = PanelReader(self.store, part)
         whole = np.zeros((self.numel, self.numel), dtype=self.layout.dtype)

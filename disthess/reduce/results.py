@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
@@ -18,7 +18,8 @@ from disthess.reduce.hessian_store import HessianStore
 from disthess.reduce.keep import keep, kept
 from disthess.types import Part
 
-Target = HessianStore | LinearOperator | AbstractSymmetricOperator
+Target: TypeAlias = HessianStore | LinearOperator | AbstractSymmetricOperator
+"""A store, or anything symmetric that multiplies vectors."""
 
 
 def eigenvalues(
@@ -58,12 +59,24 @@ def eigenvalues(
             arrays["converged"].astype(bool), float(values["tolerance_used"]),
         )  # fmt: skip
     found = _checked(
-        lanczos.extreme_eigenpairs, _operator(target, part), k, which=which, seed=seed, tolerance=tolerance, vectors=vectors
+        lanczos.extreme_eigenpairs,
+        _operator(target, part),
+        k,
+        which=which,
+        seed=seed,
+        tolerance=tolerance,
+        vectors=vectors,
     )
     arrays = {"values": found.values, "residuals": found.residuals, "converged": found.converged.astype(np.uint8)}
     if found.vectors is not None:
         arrays["vectors"] = found.vectors
-    keep(target, f"spectrum/{part}/{which}-{k}", settings, arrays, {"products": found.products, "tolerance_used": found.tolerance})
+    keep(
+        target,
+        f"spectrum/{part}/{which}-{k}",
+        settings,
+        arrays,
+        {"products": found.products, "tolerance_used": found.tolerance},
+    )
     return found
 
 

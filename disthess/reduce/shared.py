@@ -79,11 +79,21 @@ class _UsePanels:
         return self._store.read(panel, part, rows, Span(offset + columns.start, offset + columns.stop))
 
     def _own(self, panel: PanelSpec, part: Part, rows: Span, columns: Span) -> np.ndarray:
-        """A use's own square from its upper triangle; columns run from at most ``rows.start`` to the end."""
-        right = self._store.read(panel, part, rows, Span(rows.start, columns.stop))
-        upper = np.triu(right[:, : rows.size])
-        right[:, : rows.size] = upper + np.triu(upper, 1).T
+        """A use's own square from its upper triangle; columns run from at most ``rows.start`` to the end.
+
+        The summed panel's row chunks need not be the use's: rows are read chunk by chunk of the use, each from its own
+        first row on, because what lies left of that is not always stored.
+        """
+        upper = np.zeros((rows.size, columns.stop - rows.start), dtype=self._store.layout.dtype)
+        start = rows.start
+        while start < rows.stop:
+            stop = min(rows.stop, (start // panel.row_chunk + 1) * panel.row_chunk)
+            piece = self._store.read(panel, part, Span(start, stop), Span(start, columns.stop))
+            upper[start - rows.start : stop - rows.start, start - rows.start :] = piece
+            start = stop
+        square = np.triu(upper[:, : rows.size])
+        upper[:, : rows.size] = square + np.triu(square, 1).T
         if columns.start == rows.start:
-            return right
+            return upper
         before = self._store.read(panel, part, Span(columns.start, rows.start), rows)
-        return np.concatenate([before.T, right], axis=1)
+        return np.concatenate([before.T, upper], axis=1)

@@ -52,7 +52,8 @@ class BinaryRule(AbstractRule):
     def tangent(self, call: Call, tangents: Stacks) -> Stack:
         partials = self._partials(call)
         total: Tensor | None = None
-        for slot, factor in self._operands(call, partials.a, partials.b):
+        for slot, which in self._operands(call):
+            factor = (partials.a, partials.b)[which]
             if slot in tangents:
                 term = _times(align(tangents[slot], call.output.ndim), factor)
                 total = term if total is None else total + term
@@ -85,16 +86,16 @@ class BinaryRule(AbstractRule):
     ) -> list[tuple[int, Stack]]:
         """(slot, ``[K, *output]``) before the sum over broadcast axes."""
         partials = self._partials(call)
-        rows = {"a": (partials.a, partials.aa, partials.ab), "b": (partials.b, partials.ab, partials.bb)}
-        operands = self._operands(call, "a", "b")
+        rows = ((partials.a, partials.aa, partials.ab), (partials.b, partials.ab, partials.bb))
+        operands = self._operands(call)
         found = []
         for slot, which in operands:
             if slot not in wanted:
                 continue
             first, by_a, by_b = rows[which]
             terms = [] if cotangent is None or _is_zero(first) else [_times(cotangent, first)]
-            for other, name in operands:
-                second = by_a if name == "a" else by_b
+            for other, place in operands:
+                second = (by_a, by_b)[place]
                 if other in tangents and not _is_zero(second):
                     terms.append(_times(align(tangents[other], call.output.ndim), _scaled(call.delta, second)))
             if terms:
@@ -104,16 +105,17 @@ class BinaryRule(AbstractRule):
                 found.append((slot, total.expand(-1, *call.output.shape)))
         return found
 
-    def _operands(self, call: Call, a: object, b: object) -> list[tuple[int, object]]:
+    def _operands(self, call: Call) -> list[tuple[int, int]]:
+        """(slot, 0 for a or 1 for b) of the operands that are tensors."""
         found = []
-        for name, item in zip(self._names, (a, b), strict=True):
+        for place, name in enumerate(self._names):
             value = call.arguments.get(name)
             if isinstance(value, Slot):
-                found.append((value.index, item))
+                found.append((value.index, place))
         return found
 
 
-def _times(stack: Stack, factor: object) -> Stack:
+def _times(stack: Stack, factor: Factor) -> Stack:
     return stack if isinstance(factor, float) and factor == 1.0 else stack * factor
 
 
@@ -121,7 +123,7 @@ def _scaled(delta: Tensor, factor: Factor) -> Tensor:
     return delta if isinstance(factor, float) and factor == 1.0 else delta * factor
 
 
-def _is_zero(factor: object) -> bool:
+def _is_zero(factor: Factor) -> bool:
     return isinstance(factor, float) and factor == 0.0
 
 
@@ -220,4 +222,3 @@ def rules() -> dict[str, AbstractRule]:
         "aten.pow.Tensor_Tensor": BinaryRule(_pow_tensor, ("self", "exponent")),
         "aten.pow.Scalar": BinaryRule(_pow_tensor, ("self", "exponent")),
     }
-

@@ -74,7 +74,7 @@ class ConvolutionRule(AbstractRule):
     def multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
         source, weight = shapes[INPUT], shapes[WEIGHT]
         count = 1
-        for size in (source if self._transposed else shape):
+        for size in source if self._transposed else shape:
             count *= size
         for size in weight[1:]:
             count *= size
@@ -101,7 +101,11 @@ class ConvolutionRule(AbstractRule):
 def _plain(call: Call, source: Tensor, weight: Tensor) -> Tensor:
     """The same convolution of other operands, without bias."""
     if len(call.inputs) > BIAS:
-        channels = weight.shape[0] if not call.op.startswith("aten.conv_transpose") else weight.shape[1] * int(call.arguments["groups"])
+        channels = (
+            weight.shape[0]
+            if not call.op.startswith("aten.conv_transpose")
+            else weight.shape[1] * int(call.arguments["groups"])
+        )
         return call.run(source, weight, source.new_zeros(channels))
     return call.run(source, weight)
 
@@ -116,4 +120,3 @@ def rules() -> dict[str, AbstractRule]:
     table["aten.conv_transpose2d.input"] = ConvolutionRule(2, transposed=True)
     table["aten.conv_transpose3d.input"] = ConvolutionRule(3, transposed=True)
     return table
-

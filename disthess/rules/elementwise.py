@@ -11,7 +11,7 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from typing_extensions import override
 
 from disthess.rules.base import AbstractRule, Call, Stack, Stacks
@@ -49,7 +49,6 @@ class ElementwiseRule(AbstractRule):
             bend = call.delta * self._second(call, x, y)
             total = tangents[0] * bend if total is None else total.addcmul_(tangents[0], bend)
         return {} if total is None else {0: total}
-
 
 
 def _step(condition: Tensor, like: Tensor, on: float = 1.0, off: float = 0.0) -> Tensor:
@@ -276,9 +275,7 @@ def _smooth() -> dict[str, AbstractRule]:
         "cosh.default": _rule(lambda x, y: torch.sinh(x), lambda x, y: y),
         "atan.default": _rule(lambda x, y: 1 / (1 + x * x), lambda x, y: -2 * x * (1 + x * x) ** -2),
         "asinh.default": _rule(lambda x, y: (1 + x * x).rsqrt(), lambda x, y: -x * (1 + x * x) ** -1.5),
-        "erf.default": _rule(
-            lambda x, y: 2 / root * torch.exp(-x * x), lambda x, y: -4 / root * x * torch.exp(-x * x)
-        ),
+        "erf.default": _rule(lambda x, y: 2 / root * torch.exp(-x * x), lambda x, y: -4 / root * x * torch.exp(-x * x)),
         "abs.default": _rule(lambda x, y: x.sign(), None),
         "neg.default": _rule(lambda x, y: -torch.ones_like(x), None),
     }

@@ -79,7 +79,9 @@ class LinearMapRule(AbstractRule):
         return dict(zip(wanted, pull(_restricted(call, wanted), point, [cotangent]), strict=True))
 
 
-def pull(function: Callable[..., Tensor | tuple[Tensor, ...]], point: Sequence[Tensor], seeds: Sequence[Stack]) -> tuple[Stack, ...]:
+def pull(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], point: Sequence[Tensor], seeds: Sequence[Stack]
+) -> tuple[Stack, ...]:
     """Pull a stack of cotangents back through a function: one stack per argument.
 
     Args:
@@ -91,7 +93,7 @@ def pull(function: Callable[..., Tensor | tuple[Tensor, ...]], point: Sequence[T
         ``[K, *argument]`` each.
     """
     with torch.enable_grad():
-        value, pullback = vjp(function, *point)
+        value, pullback = vjp(function, *point)[:2]
 
         def one(*entries: Tensor) -> tuple[Tensor, ...]:
             return pullback(entries if isinstance(value, tuple) else entries[0])
@@ -102,7 +104,7 @@ def pull(function: Callable[..., Tensor | tuple[Tensor, ...]], point: Sequence[T
 def push(function: Function, point: Sequence[Tensor], seeds: Sequence[Stack]) -> Stack:
     """Push a stack of tangents forward through a function: ``[K, *value]``."""
     with torch.enable_grad():
-        value, pullback = vjp(function, *point)
+        value, pullback = vjp(function, *point)[:2]
         back = vjp(pullback, torch.zeros_like(value))[1]
         return _over_stack(lambda *entries: back(tuple(entries)), seeds)[0]
 
@@ -163,7 +165,9 @@ def check_rule(call: Call, rule: AbstractRule, active: tuple[int, ...], name: st
         try:
             worst = min(worst, _disagreement(_double(call, generator), rule, active, generator))
         except (RuntimeError, NotImplementedError) as reason:
-            raise RuleError(_advice(name, call.op, f"torch cannot differentiate it twice ({_clip(reason)})")) from reason
+            raise RuleError(
+                _advice(name, call.op, f"torch cannot differentiate it twice ({_clip(reason)})")
+            ) from reason
         if worst <= CHECK_TOLERANCE:
             return
     raise RuleError(
@@ -173,8 +177,8 @@ def check_rule(call: Call, rule: AbstractRule, active: tuple[int, ...], name: st
 
 def _advice(name: str, op: str, what: str) -> str:
     return (
-        f"{name} is {op}, for which disthess has no rule of its own, and {what} in torch {torch.__version__}. Write it with elementary "
-        "operations (sums, products, powers, exponentials) instead."
+        f"{name} is {op}, for which disthess has no rule of its own, and {what} in torch {torch.__version__}. Write it with "
+        "elementary operations (sums, products, powers, exponentials) instead."
     )
 
 
@@ -188,21 +192,25 @@ def _double(call: Call, generator: torch.Generator) -> Call:
     inputs = tuple(value.double() if value.is_floating_point() else value for value in call.inputs)
     output = call.run(*inputs).detach()
     delta = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.device)
-    return Call(
-        call.op, inputs, call.arguments, call.run, output, delta, call.batch, call.batch_inputs, call.samples
-    )
+    return Call(call.op, inputs, call.arguments, call.run, output, delta, call.batch, call.batch_inputs, call.samples)
 
 
 def _disagreement(call: Call, rule: AbstractRule, active: tuple[int, ...], generator: torch.Generator) -> float:
     points = [call.inputs[slot] for slot in active]
-    moves = [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device) * (1e-8 + p.abs().mean()) for p in points]
+    moves = [
+        torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device) * (1e-8 + p.abs().mean())
+        for p in points
+    ]
     tangents = {slot: move.unsqueeze(0) for slot, move in zip(active, moves, strict=True)}
     moved = rule.tangent(call, tangents)[0]
     bends = rule.cotangent(call, None, tangents, active)
     slopes = rule.cotangent(call, call.delta.unsqueeze(0), {}, active)
     best = float("inf")
     for step in CHECK_STEPS:
-        high, low = (_first_order(call, active, [p + sign * step * m for p, m in zip(points, moves, strict=True)]) for sign in (1, -1))
+        high, low = (
+            _first_order(call, active, [p + sign * step * m for p, m in zip(points, moves, strict=True)])
+            for sign in (1, -1)
+        )
         errors = [_relative(moved, (high[0] - low[0]) / (2 * step), call.output)]
         here = _first_order(call, active, points)
         for place, slot in enumerate(active):

@@ -97,4 +97,3 @@ def rules() -> dict[str, AbstractRule]:
         "aten.index.Tensor": LinearMapRule(),
         "aten.take_along_dim.default": LinearMapRule(),
     }
-

@@ -68,7 +68,11 @@ class LayerNormRule(AbstractRule):
     ) -> dict[int, Stack]:
         found: dict[int, Stack] = {}
         for slot in wanted:
-            whole = self._to_input(call, cotangent, tangents) if slot == 0 else self._to_affine(call, cotangent, tangents, slot)
+            whole = (
+                self._to_input(call, cotangent, tangents)
+                if slot == 0
+                else self._to_affine(call, cotangent, tangents, slot)
+            )
             if whole is not None and slot:
                 shape = call.inputs[slot].shape
                 whole = whole.reshape(whole.shape[0], -1, *shape).sum(1)

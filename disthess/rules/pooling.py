@@ -6,7 +6,7 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from typing_extensions import override
 
 from disthess.rules.base import AbstractRule, Call, Stack, Stacks

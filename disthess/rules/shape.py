@@ -16,17 +16,28 @@ _RESHAPES = (
     "view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int", "squeeze.default",
     "squeeze.dim", "squeeze.dims", "unsqueeze.default", "view_copy.default", "_reshape_alias.default",
 )  # fmt: skip
-_COPIES = ("clone.default", "alias.default", "contiguous.default", "lift_fresh_copy.default", "to.dtype", "_to_copy.default")
+_COPIES = (
+    "clone.default",
+    "alias.default",
+    "contiguous.default",
+    "lift_fresh_copy.default",
+    "to.dtype",
+    "_to_copy.default",
+)
 _LINEAR = (
-    "slice_scatter.default", "select_scatter.default", "flip.default", "roll.default", "tril.default", "triu.default", "repeat.default",
-    "cumsum.default", "diagonal.default", "diag_embed.default", "unfold.default", "im2col.default", "pixel_shuffle.default",
-    "constant_pad_nd.default", "pad.default", "reflection_pad1d.default", "reflection_pad2d.default", "replication_pad1d.default",
-    "replication_pad2d.default", "repeat_interleave.self_int", "repeat_interleave.self_Tensor", "upsample_nearest2d.vec",
-    "upsample_bilinear2d.vec", "trace.default", "diag.default", "pixel_unshuffle.default", "rot90.default", "real.default",
+    "slice_scatter.default", "select_scatter.default", "flip.default", "roll.default", "tril.default",
+    "triu.default", "repeat.default", "cumsum.default", "diagonal.default", "diag_embed.default", "unfold.default",
+    "im2col.default", "pixel_shuffle.default", "constant_pad_nd.default", "pad.default",
+    "reflection_pad1d.default", "reflection_pad2d.default", "replication_pad1d.default",
+    "replication_pad2d.default", "repeat_interleave.self_int", "repeat_interleave.self_Tensor",
+    "upsample_nearest2d.vec", "upsample_bilinear2d.vec", "trace.default", "diag.default",
+    "pixel_unshuffle.default", "rot90.default", "real.default",
 )  # fmt: skip
-_STILL = ("detach.default", "zeros_like.default", "ones_like.default", "full_like.default", "empty_like.default", "new_zeros.default",
-          "new_ones.default", "new_full.default", "sign.default", "floor.default", "ceil.default", "round.default", "trunc.default",
-          "argmax.default", "argmin.default", "one_hot.default")  # fmt: skip
+_STILL = (
+    "detach.default", "zeros_like.default", "ones_like.default", "full_like.default", "empty_like.default",
+    "new_zeros.default", "new_ones.default", "new_full.default", "sign.default", "floor.default", "ceil.default",
+    "round.default", "trunc.default", "argmax.default", "argmin.default", "one_hot.default",
+)  # fmt: skip
 
 
 @final
@@ -161,7 +172,9 @@ class JoinRule(AbstractRule):
         found: dict[int, Stack] = {}
         for slot, start, size in self._places(call, axis):
             if slot in wanted:
-                found[slot] = cotangent.select(axis + 1, start) if self._new_axis else cotangent.narrow(axis + 1, start, size)
+                found[slot] = (
+                    cotangent.select(axis + 1, start) if self._new_axis else cotangent.narrow(axis + 1, start, size)
+                )
         return found
 
     def _axis(self, call: Call) -> int:
@@ -383,4 +396,3 @@ def rules() -> dict[str, AbstractRule]:
         }
     )
     return table
-

@@ -22,7 +22,9 @@ from disthess.rules.base import AbstractRule
 from disthess.rules.generic import GenericRule
 from disthess.rules.linear import LinearRule
 
-_RANDOM = "it draws random numbers, so the objective differs from call to call. Draw them once and pass them in the batch."
+_RANDOM = (
+    "it draws random numbers, so the objective differs from call to call. Draw them once and pass them in the batch."
+)
 
 REFUSED: Mapping[str, str] = {
     **{

@@ -80,6 +80,14 @@ def _pull(values: Sequence[Tensor], arguments: Sequence[Tensor], seeds: Sequence
     return list(found)
 
 
+def gauss_newton_products(problem: Problem, names: Sequence[str], vectors: Tensor) -> Tensor:
+    """``G v_k`` over all batches: ``[K, P]`` from ``[K, P]``, taped anew for each batch."""
+    total = torch.zeros_like(vectors)
+    for index in range(len(problem.batches)):
+        total = total + GaussNewtonTape(problem, index, names).products(vectors)
+    return total
+
+
 @final
 class AutogradEngine(AbstractEngine):
     """Computes tiles by products with unit vectors.
@@ -99,8 +107,12 @@ class AutogradEngine(AbstractEngine):
         batches = range(len(problem.batches))
         need_hessian = any(part != "ggn" for part in layout.parts)
         need_ggn = any(part != "hessian" for part in layout.parts)
-        self._tapes: list[Any] = [GradientTape(problem, index, self._names) if need_hessian else None for index in batches]
-        self._gauss: list[Any] = [GaussNewtonTape(problem, index, self._names) if need_ggn else None for index in batches]
+        self._tapes: list[Any] = [
+            GradientTape(problem, index, self._names) if need_hessian else None for index in batches
+        ]
+        self._gauss: list[Any] = [
+            GaussNewtonTape(problem, index, self._names) if need_ggn else None for index in batches
+        ]
 
     @override
     def compute(self, source: str, span: Span) -> dict[Part, list[np.ndarray]]:
@@ -115,9 +127,13 @@ class AutogradEngine(AbstractEngine):
             for part, rows in self._rows(seeds).items():
                 pieces = torch.split(rows, self._sizes, dim=1)
                 for name, piece in zip(self._names, pieces, strict=True):
-                    buffers[part].block(name, piece.shape[1])[block.start - span.start : block.stop - span.start] = piece
+                    buffers[part].block(name, piece.shape[1])[block.start - span.start : block.stop - span.start] = (
+                        piece
+                    )
         members = {parameter.name: (parameter.name,) for parameter in self._layout.parameters}
-        return {part: [buffers[part].assemble(panel, span, 0, members) for panel in panels] for part in self._layout.parts}
+        return {
+            part: [buffers[part].assemble(panel, span, 0, members) for panel in panels] for part in self._layout.parts
+        }
 
     def _rows(self, seeds: Tensor) -> dict[Part, Tensor]:
         hessian = sum(tape.products(seeds) for tape in self._tapes if tape is not None)

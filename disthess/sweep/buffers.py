@@ -111,4 +111,3 @@ class Buffers:
                 "undefined at this point (a square root or norm at 0, a division by 0). Use float64, or move off that point."
             )
         return result
-

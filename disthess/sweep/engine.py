@@ -73,7 +73,8 @@ class GraphEngine(AbstractEngine):
         drop = span.start - units.start * plan.unit_rows
         members = {panel: _members(panel, apart, self._primals[0].graph) for panel in panels}
         return {
-            part: [buffers[part].assemble(panel, span, drop, members[panel]) for panel in panels] for part in self._layout.parts
+            part: [buffers[part].assemble(panel, span, drop, members[panel]) for panel in panels]
+            for part in self._layout.parts
         }
 
     def _block(
@@ -134,7 +135,9 @@ class GraphEngine(AbstractEngine):
         call = frame.call(index)
         inputs = frame.rule(index).source_rows(call, slot)
         if inputs is None:
-            raise GraphError(f"{frame.node(index).name} has no output basis for {frame.node(leaf).op}; this is a planning fault.")
+            raise GraphError(
+                f"{frame.node(index).name} has no output basis for {frame.node(leaf).op}; this is a planning fault."
+            )
         tangents = forward(frame, {index: _unit_outputs(frame, index, block, inputs.shape[1])})
         width = frame.node(index).shape[-1]
         square = inputs.shape[1] == 1 and frame.node(leaf).shape == (width, inputs.shape[2])

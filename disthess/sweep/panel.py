@@ -13,7 +13,7 @@ one GEMM per unit; samples must be independent, or be one. On the diagonal block
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -94,7 +94,13 @@ class OutputSink(AbstractSink):
     """
 
     def __init__(
-        self, targets: Targets, buffers: Buffers, inputs: Tensor, units: int, offset: int, symmetric: SymmetricBlock | None
+        self,
+        targets: Targets,
+        buffers: Buffers,
+        inputs: Tensor,
+        units: int,
+        offset: int,
+        symmetric: SymmetricBlock | None,
     ) -> None:
         self._targets = targets
         self._buffers = buffers

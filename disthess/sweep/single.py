@@ -20,7 +20,9 @@ def one_sample(
     node = frame.node(index)
     refs = frame.slots(index)
     part = None if cotangent is None else _pick(cotangent, node.batch, sample, frame.samples)
-    parts = {slot: _pick(stack, frame.node(refs[slot]).batch, sample, frame.samples) for slot, stack in tangents.items()}
+    parts = {
+        slot: _pick(stack, frame.node(refs[slot]).batch, sample, frame.samples) for slot, stack in tangents.items()
+    }
     return alone, part, parts
 
 

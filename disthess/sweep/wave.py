@@ -108,7 +108,11 @@ def _node_step(
 ) -> None:
     graph = frame.primal.graph
     call, rule, refs = frame.call(node.index), frame.rule(node.index), frame.slots(node.index)
-    wanted = tuple(slot for slot, ref in enumerate(refs) if graph.nodes[ref].live and ref >= stop and _goes_on(graph.nodes[ref], sink))
+    wanted = tuple(
+        slot
+        for slot, ref in enumerate(refs)
+        if graph.nodes[ref].live and ref >= stop and _goes_on(graph.nodes[ref], sink)
+    )
     if sink.per_sample and node.region == "sample":
         apart = tuple(slot for slot in wanted if graph.nodes[refs[slot]].region == "weight")
         wanted = tuple(slot for slot in wanted if slot not in apart)

@@ -23,7 +23,7 @@ class SourceCounter:
         self._per = graph.samples if graph.independent else 1
         self._levels = levels(graph)
         self._uses = live_uses(graph)
-        self._consumer = {}
+        self._consumer: dict[int, Node] = {}
         for node in graph.nodes:
             for ref in node.refs():
                 if graph.nodes[ref].kind == "use":
@@ -36,7 +36,9 @@ class SourceCounter:
             uses.setdefault(node.op, []).append(node.name)
         order = list(uses) + [name for name, _, _ in named if name not in uses]
         rank = {name: position for position, name in enumerate(order)}
-        return tuple(ParameterSpec(name, aliases, shape, rank[name], tuple(uses.get(name, ()))) for name, aliases, shape in named)
+        return tuple(
+            ParameterSpec(name, aliases, shape, rank[name], tuple(uses.get(name, ()))) for name, aliases, shape in named
+        )
 
     def use_names(self) -> tuple[str, ...]:
         """Names of all live uses in topological order."""
@@ -98,8 +100,12 @@ class SourceCounter:
             apart_targets=-(-apart // per),
             columns=sum(_size(node) for node in targets),
             diagonal=basis[2] == 1,
-            tangent_entries=-(-sum(_size(graph.nodes[index]) for index in reached if graph.nodes[index].region != "total") // per),
-            front_entries=-(-max((_size(node) for node in graph.nodes if node.live and node.kind == "op"), default=1) // per),
+            tangent_entries=-(
+                -sum(_size(graph.nodes[index]) for index in reached if graph.nodes[index].region != "total") // per
+            ),
+            front_entries=-(
+                -max((_size(node) for node in graph.nodes if node.live and node.kind == "op"), default=1) // per
+            ),
             apart_entries=held // per,
         )
 
@@ -137,9 +143,7 @@ def primal_entries(graph: Graph) -> int:
 def parameter_targets(parameters: Sequence[ParameterSpec]) -> Mapping[str, frozenset[str]]:
     """For each parameter that is used: those of the same or a later rank."""
     used = [parameter for parameter in parameters if parameter.uses]
-    return {
-        source.name: frozenset(target.name for target in used if target.rank >= source.rank) for source in used
-    }
+    return {source.name: frozenset(target.name for target in used if target.rank >= source.rank) for source in used}
 
 
 def _is_bilinear(node: Node) -> bool:

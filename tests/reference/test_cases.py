@@ -36,8 +36,21 @@ def test_store_equals_the_oracle_in_every_part(case: Case, tmp_path: Path) -> No
         np.testing.assert_array_equal(store.dense(part), store.dense(part).T)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.graph], ids=[case.name for case in CASES if case.graph])
-@pytest.mark.parametrize("options", [{"basis": "output"}, {"basis": "parameter"}, {"shared": "sum"}, {"shared": "uses"}, {"method": "autograd"}], ids=str)
+WAYS = [{"basis": "output"}, {"basis": "parameter"}, {"shared": "sum"}, {"shared": "uses"}, {"method": "autograd"}]
+TYPICAL = ("mlp_skip_gate", "rnn", "tied_language_model", "batch_norm_train", "encoder_layer")
+"""Run in every test run; the other cases' ways are marked slow."""
+
+
+def ways() -> list[object]:
+    return [
+        pytest.param(case, way, marks=() if case.name in TYPICAL else pytest.mark.slow, id=f"{case.name}-{way}")
+        for case in CASES
+        for way in WAYS
+        if case.graph
+    ]
+
+
+@pytest.mark.parametrize(("case", "options"), ways())
 def test_every_way_to_the_numbers_gives_the_same_numbers(case: Case, options: dict[str, str], tmp_path: Path) -> None:
     problem = case.make()
     store = disthess.compute(problem, tmp_path / "run.zarr", progress=False, certify=False, **options)
