@@ -44,7 +44,7 @@ def tile_memory_bytes(
     if plan.basis == "output":
         forming = 4 * max(CACHE_BYTES, plan.samples * cost.unit_tangents * cost.columns * item)
         if cost.diagonal:
-            forming += 3 * (plan.samples * plan.unit_rows**2 + plan.stack * cost.units * plan.unit_rows**2) * item
+            forming += straddling // plan.unit_rows * cost.units * plan.unit_rows * (plan.unit_rows + 1) // 2 * item
     if plan.basis == "autograd":
         sweep = 3 * tangents * workload.primal_bytes
     return buffers + 3 * array_bytes + sweep + 2 * seeds + forming + WORKSPACE_BYTES

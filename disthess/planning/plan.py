@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from disthess.planning.source import SourcePlan
+from disthess.store.disk import layout_disk_bytes
 from disthess.store.layout import Layout
 
 
@@ -52,15 +53,8 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """Projected bytes of the store's panels (with those that Dask reduces)."""
-        written = sum(tile.written_bytes for tile in self.layout.tiles)
-        item = 4 if self.layout.dtype == "float32" else 8
-        for panel in self.layout.panels:
-            if panel.reduced:
-                for start in range(0, panel.rows, panel.row_chunk):
-                    rows = min(panel.row_chunk, panel.rows - start)
-                    written += rows * (panel.columns - panel.first_column(start)) * item * len(self.layout.parts)
-        return written
+        """Projected bytes of the store's panels on disk: whole chunks, those that Dask writes included."""
+        return layout_disk_bytes(self.layout)
 
     @property
     def peak_bytes(self) -> int:
@@ -94,7 +88,7 @@ class Plan:
             f"work          {len(layout.tiles)} tiles in {self.waves} waves, {human_flops(self.flops)}"
             + (f", about {human_seconds(self.seconds(flops_per_second))}" if flops_per_second else ""),
             f"workers       {self.workers} x {self.threads} thread{'s' if self.threads != 1 else ''} on {self.device}; peak memory "
-            f"per worker at most {human_bytes(self.peak_bytes)}",
+            f"per worker at most {human_bytes(self.peak_bytes)} above an idle process",
         ]
         if self.sharing != "none":
             lines.append(f"sharing       {self.sharing}: " + _SHARING[self.sharing])

