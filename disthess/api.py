@@ -208,7 +208,7 @@ def _executor(plan: Plan, options: Options) -> AbstractExecutor:
     # Only a run on Ray loads ray.
     from disthess.execute.ray_executor import RayExecutor
 
-    return RayExecutor(plan.workers, plan.threads, options.device, options.address)
+    return RayExecutor(plan.workers, plan.threads, plan.device, options.address)
 
 
 def _job(store: Store, prepared: Prepared) -> AbstractJob:

@@ -17,6 +17,10 @@ class ProblemError(DisthessError, ValueError):
     """The model, loss or data cannot have a Hessian as given (NaN, not scalar, random, integer parameters ...)."""
 
 
+class SecondDerivativeError(ProblemError):
+    """Torch has no second derivative of an operation that the eager objective uses."""
+
+
 class GraphError(DisthessError, RuntimeError):
     """The model could not be captured, or a use of a parameter is not covered by a rule."""
 

@@ -6,14 +6,27 @@ This is the independent path: it shares no code with the graph sweep, and every 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import final
 
 import torch
 from torch import Tensor
 
-from disthess.errors import ProblemError
+from disthess.errors import ProblemError, SecondDerivativeError
 from disthess.problem import Problem
+
+
+@contextmanager
+def twice() -> Iterator[None]:
+    """Say in a sentence that torch cannot differentiate the objective (twice)."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as reason:
+        text = " ".join(str(reason).split())
+        raise SecondDerivativeError(
+            f"torch cannot differentiate the eager objective twice ({text[:200]}). Replace that operation by elementary ones."
+        ) from reason
 
 
 @final
@@ -36,7 +49,8 @@ class GradientTape:
                 "the objective does not depend on any of the parameters asked for "
                 f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); check requires_grad, detach() and no_grad() in it."
             )
-        self._gradients = torch.autograd.grad(self.loss, self._leaves, create_graph=True, materialize_grads=True)
+        with twice():
+            self._gradients = torch.autograd.grad(self.loss, self._leaves, create_graph=True, materialize_grads=True)
 
     def gradient(self) -> Tensor:
         """``weight * d objective / d theta``, flat ``[P]``."""
@@ -50,7 +64,8 @@ class GradientTape:
         )
         if not isinstance(inner, Tensor) or not inner.requires_grad:
             return torch.zeros_like(vector)
-        result = torch.autograd.grad(inner, self._leaves, retain_graph=True, materialize_grads=True)
+        with twice():
+            result = torch.autograd.grad(inner, self._leaves, retain_graph=True, materialize_grads=True)
         return torch.cat([entry.reshape(-1) for entry in result])
 
     def products(self, vectors: Tensor) -> Tensor:

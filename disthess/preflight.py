@@ -114,10 +114,14 @@ def _check_objective(problem: Problem, index: int, selected: tuple[str, ...]) ->
             "it in the batch."
         )
     by_name = {parameter.name: parameter.tensor for parameter in problem.parameters()}
-    depends = value.requires_grad and any(
-        gradient is not None
-        for gradient in torch.autograd.grad(value, [by_name[name] for name in selected], allow_unused=True)
-    )
+    try:
+        depends = value.requires_grad and any(
+            gradient is not None
+            for gradient in torch.autograd.grad(value, [by_name[name] for name in selected], allow_unused=True)
+        )
+    except RuntimeError as reason:
+        text = " ".join(str(reason).split())
+        raise ProblemError(f"the objective has no gradient on batch {index}: {text[:300]}.") from reason
     if not depends:
         shown = ", ".join(selected[:5]) + (", ..." if len(selected) > 5 else "")
         raise ProblemError(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from disthess import hvp
 from disthess.errors import ConfigError, GraphError
 from disthess.execute.threads import default_threads
 from disthess.graph.program import Program, build_programs
@@ -87,6 +88,9 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prep
     if checked:
         check_problem(bound, names)
     programs, method, reason = _capture(bound, names, options.method, checked)
+    if method == "autograd" and checked:
+        # A model that torch cannot differentiate twice is refused here, before a store is made.
+        hvp.hessian_vector_products(bound, names, torch.ones(1, _count(bound, names), dtype=bound.dtype))
     if programs and any(part != "hessian" for part in options.parts) and not programs[0].graph.has_model_boundary:
         raise ConfigError(
             "the ggn and residual parts need to know where the model ends and the loss begins. Pass loss= instead of objective=, "
@@ -145,6 +149,10 @@ def _capture(
             raise
         return (), "autograd", f"the graph method is not available ({_clip(str(reason))})"
     return programs, "graph", "captured by torch.export" if method == "auto" else "asked for"
+
+
+def _count(problem: Problem, names: tuple[str, ...]) -> int:
+    return sum(parameter.tensor.numel() for parameter in problem.parameters() if parameter.name in names)
 
 
 def _clip(text: str) -> str:

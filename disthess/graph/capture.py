@@ -269,9 +269,13 @@ def _renumber(value: Any, new: Mapping[int, int]) -> Any:
 def _live(nodes: list[Node], loss: int) -> set[int]:
     live: set[int] = set()
     for node in nodes:
-        if node.kind == "use" or (
-            node.kind == "op" and node.dtype in ("float32", "float64") and any(ref in live for ref in node.refs())
-        ):
+        depends = node.kind == "op" and any(ref in live for ref in node.refs())
+        if depends and (node.dtype.startswith("complex") or node.dtype in ("float16", "bfloat16")):
+            raise GraphError(
+                f"the objective passes through {node.dtype} values ({node.op}), which the sweep does not follow. Compute in real "
+                "float32 or float64 throughout, or use method='autograd'."
+            )
+        if node.kind == "use" or (depends and node.dtype in ("float32", "float64")):
             live.add(node.index)
     return live
 

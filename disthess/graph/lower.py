@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions, get_decompositions
 
-from disthess.errors import GraphError
+from disthess.errors import RuleError
 
 NONE, MEAN, SUM = 0, 1, 2
 
@@ -36,7 +36,7 @@ def attention(
 ) -> Tensor:
     """``softmax(q k^T scale + mask) v`` by plain products."""
     if dropout_p > 0:
-        raise GraphError(
+        raise RuleError(
             f"attention drops out with p={dropout_p}: the objective is random. Call model.eval() or set p=0."
         )
     if enable_gqa and query.shape[-3] != key.shape[-3]:
@@ -179,7 +179,7 @@ def batch_norm(
         scale = torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
     else:
         if running_mean is None or running_var is None:
-            raise GraphError("batch norm in evaluation has no running statistics; track them or use training mode.")
+            raise RuleError("batch norm in evaluation has no running statistics; track them or use training mode.")
         centred = input - running_mean.reshape(shape)
         scale = torch.rsqrt(running_var + eps).reshape(shape)
     normal = centred * scale
@@ -263,10 +263,15 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     return v * (g / norm), norm
 
 
+def weight_norm_value(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """The first output of `weight_norm`."""
+    return weight_norm(v, g, dim)[0]
+
+
 def dropout(input: Tensor, p: float, train: bool) -> Tensor:
     """The identity, where nothing is dropped."""
     if train and p > 0:
-        raise GraphError(
+        raise RuleError(
             f"dropout is on with p={p}: the model answers differently from call to call, so its objective has no Hessian. Call "
             "model.eval(), or set p=0."
         )
@@ -301,7 +306,7 @@ def broadcast_tensors(tensors: list[Tensor]) -> list[Tensor]:
 
 def embedding_bag_forward(*args: Any, **kwargs: Any) -> Any:
     """Refused: the fused kernel has no double backward."""
-    raise GraphError(
+    raise RuleError(
         "embedding_bag has no double backward in torch. Write torch.nn.functional.embedding(ids, weight) followed by "
         ".mean(dim) or .sum(dim) instead."
     )
@@ -309,9 +314,7 @@ def embedding_bag_forward(*args: Any, **kwargs: Any) -> Any:
 
 def ctc_loss(*args: Any, **kwargs: Any) -> Any:
     """Refused: there is no double backward."""
-    raise GraphError(
-        "ctc_loss has no double backward in torch, so its Hessian cannot be computed; choose another loss."
-    )
+    raise RuleError("ctc_loss has no double backward in torch, so its Hessian cannot be computed; choose another loss.")
 
 
 def lowerings() -> dict[Any, Callable[..., Any]]:
@@ -337,6 +340,7 @@ def lowerings() -> dict[Any, Callable[..., Any]]:
         aten.group_norm.default: group_norm,
         aten.rms_norm.default: rms_norm,
         aten._weight_norm_interface.default: weight_norm,
+        aten._weight_norm.default: weight_norm_value,
         aten.dropout.default: dropout,
         aten.feature_dropout.default: dropout,
         aten.alpha_dropout.default: dropout,

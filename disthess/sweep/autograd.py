@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from disthess.errors import GraphError
-from disthess.hvp import GradientTape
+from disthess.hvp import GradientTape, twice
 from disthess.planning.source import SourcePlan
 from disthess.problem import Problem
 from disthess.store.layout import Layout
@@ -51,11 +51,12 @@ class GaussNewtonTape:
         for place, point in zip(live, self._points, strict=True):
             flat[place] = point
         loss = problem.weights[index] * problem.recipe.loss_of(pytree.tree_unflatten(flat, spec), targets)
-        self._slopes = torch.autograd.grad(loss, self._points, create_graph=True, materialize_grads=True)
         self._dual = [torch.zeros_like(output, requires_grad=True) for output in self._outputs]
-        self._pulled = torch.autograd.grad(
-            self._outputs, self._leaves, self._dual, create_graph=True, materialize_grads=True
-        )
+        with twice():
+            self._slopes = torch.autograd.grad(loss, self._points, create_graph=True, materialize_grads=True)
+            self._pulled = torch.autograd.grad(
+                self._outputs, self._leaves, self._dual, create_graph=True, materialize_grads=True
+            )
 
     def products(self, vectors: Tensor) -> Tensor:
         """``G v_k``: ``[K, P]`` from ``[K, P]``."""
@@ -74,9 +75,14 @@ def _pull(values: Sequence[Tensor], arguments: Sequence[Tensor], seeds: Sequence
     live = [(value, seed) for value, seed in zip(values, seeds, strict=True) if value.requires_grad]
     if not live:
         return [torch.zeros_like(argument) for argument in arguments]
-    found = torch.autograd.grad(
-        [value for value, _ in live], arguments, [seed for _, seed in live], retain_graph=True, materialize_grads=True
-    )
+    with twice():
+        found = torch.autograd.grad(
+            [value for value, _ in live],
+            arguments,
+            [seed for _, seed in live],
+            retain_graph=True,
+            materialize_grads=True,
+        )
     return list(found)
 
 

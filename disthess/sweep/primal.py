@@ -25,7 +25,7 @@ class Primal:
     Attributes:
         graph: The graph it was computed on.
         values: Value of each node: tensors, integers for sizes.
-        deltas: ``dL/df`` of each live node (same shape as its value), None elsewhere.
+        deltas: ``dL/df`` of each live node (same shape as its value), None where it is zero.
         samples: Number of samples told apart (1 if they are coupled).
         loss: The batch's weighted objective.
     """
@@ -66,12 +66,12 @@ def compute_primal(
                 values[node.index] = values[node.index].detach().requires_grad_()
             elif node.kind in ("op", "size"):
                 values[node.index] = evaluate(node, values)
-        live = [node.index for node in graph.nodes if node.live]
+        live = [node.index for node in graph.nodes if node.live and values[node.index].requires_grad]
         loss = weight * values[graph.loss]
         found = torch.autograd.grad(loss, [values[index] for index in live], allow_unused=True)
     deltas: list[Tensor | None] = [None] * len(graph.nodes)
     for index, delta in zip(live, found, strict=True):
-        deltas[index] = torch.zeros_like(values[index]) if delta is None else delta.detach()
+        deltas[index] = None if delta is None else delta.detach()
     if not bool(torch.isfinite(loss)):
         raise ProblemError(f"the objective is {float(loss.detach())}; check the data and the weights for overflow.")
     detached = tuple(value.detach() if isinstance(value, Tensor) else value for value in values)

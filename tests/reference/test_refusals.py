@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -214,9 +215,91 @@ def test_plan_writes_nothing_and_knows_the_sizes(tmp_path: Path) -> None:
     problem = disthess.Problem(model(), loss="mse", batches=[batch()])
     made = disthess.plan(problem, path=tmp_path / "run.zarr")
     assert not (tmp_path / "run.zarr").exists()
-    store = disthess.compute(problem, tmp_path / "run.zarr", progress=False)
+    disthess.compute(problem, tmp_path / "run.zarr", progress=False)
     panels = tmp_path / "run.zarr" / "panels"
     chunks = [file for file in panels.rglob("*") if file.is_file() and file.name != "zarr.json"]
     assert sum(file.stat().st_size for file in chunks) <= made.disk_bytes
     assert f"P = {problem.numel}" in made.describe()
     assert made.to_json()["numel"] == problem.numel
+
+
+def finite_difference_hessian(problem: disthess.Problem) -> np.ndarray:
+    from disthess import hvp
+
+    bound = problem.to(torch.float64)
+    names = [parameter.name for parameter in bound.parameters()]
+    units = torch.eye(bound.numel, dtype=torch.float64)
+    return hvp.gradient_difference_products(bound, names, units, 1e-5).numpy()
+
+
+def one_layer(activation: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 2)).double()
+
+
+class Distances(nn.Module):
+    """Distances to learned centres, by the fused kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.centres = nn.Linear(3, 3), nn.Parameter(torch.randn(2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(self.a(x), self.centres)
+
+
+class Spectrum(nn.Module):
+    """Complex values on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfft(self.a(x)).abs()
+
+
+UNDEFINED_OR_WRONG_IN_TORCH = [
+    lambda: nn.Sequential(
+        nn.utils.parametrizations.weight_norm(one_layer(nn.Tanh())[0]), nn.Tanh(), nn.Linear(4, 2)
+    ).double(),
+    lambda: one_layer(nn.Hardsigmoid()),
+    lambda: Distances().double(),
+]
+
+
+@pytest.mark.parametrize("make", UNDEFINED_OR_WRONG_IN_TORCH, ids=["weight_norm", "hardsigmoid", "cdist"])
+def test_where_torchs_double_backward_is_wrong_or_missing_the_store_is_right(
+    make: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    problem = disthess.Problem(make(), loss="mse", batches=[batch()])
+    store = disthess.compute(problem, tmp_path / "run.zarr", progress=False)
+    wanted = finite_difference_hessian(problem)
+    assert np.linalg.norm(store.dense() - wanted) <= 1e-7 * np.linalg.norm(wanted)
+    assert "differences" in store.certificate().against
+
+
+def test_complex_values_on_the_way_go_to_autograd(tmp_path: Path) -> None:
+    problem = disthess.Problem(Spectrum().double(), loss="mse", batches=[batch()])
+    store = disthess.compute(problem, tmp_path / "run.zarr", progress=False)
+    assert store.attributes["method"] == "autograd"
+    wanted = disthess.reference_hessian(problem)
+    assert np.linalg.norm(store.dense() - wanted) <= 1e-10 * np.linalg.norm(wanted)
+
+
+class Bag(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bag((x.abs() * 2).long().clamp(max=4))
+
+
+def test_an_operation_without_second_derivative_is_refused_with_advice(tmp_path: Path) -> None:
+    problem = disthess.Problem(Bag().double(), loss="mse", batches=[batch()])
+    with pytest.raises(DisthessError, match="embedding"):
+        disthess.compute(problem, tmp_path / "run.zarr", progress=False)
+    assert not (tmp_path / "run.zarr").exists()
