@@ -18,7 +18,7 @@ from disthess.execute.signals import stop_on_signals
 from disthess.execute.task import AbstractJob
 from disthess.execute.tile_job import AutogradJob, GraphJob
 from disthess.fingerprint import fingerprint
-from disthess.planning.plan import Plan, human_bytes
+from disthess.planning.plan import Plan
 from disthess.prepare import Options, Prepared, prepare
 from disthess.problem import Problem
 from disthess.reduce.hessian_store import HessianStore
@@ -29,6 +29,7 @@ from disthess.store.disk import check_disk
 from disthess.store.fingerprint import differences
 from disthess.store.lock import StoreLock
 from disthess.store.store import Store
+from disthess.units import human_bytes
 
 __all__ = [
     "compute",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from disthess.errors import DisthessError, PlanError, StoreError
 from disthess.execute.task import AbstractWorker
-from disthess.store.disk import human_bytes
 from disthess.store.layout import Tile, TileRecord
+from disthess.units import human_bytes
 
 _LONGEST = 400
 _HOPELESS = (StoreError, PlanError)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from disthess.execute.events import Event, Listener, RunEnded, RunStarted, TileDone, TileFailed
+from disthess.units import human_flops, human_seconds
 
 _LINE_SECONDS = 5.0
 
@@ -61,36 +62,7 @@ class Tally:
         if elapsed <= 0 or self.work_done == 0:
             return "-"
         rate = self.work_done / elapsed
-        return f"{human_count(rate)}FLOP/s" if self.counts_flops else f"{rate:.1f} tiles/s"
-
-
-def human_count(value: float) -> str:
-    """A number with a prefix of thousands and a space.
-
-    >>> human_count(2.5e9), human_count(12)
-    ('2.5 G', '12 ')
-    """
-    for prefix in ("", "k", "M", "G", "T", "P"):
-        if abs(value) < 1000:
-            return f"{value:.0f} {prefix}" if prefix == "" else f"{value:.1f} {prefix}"
-        value /= 1000
-    return f"{value:.1f} E"
-
-
-def human_seconds(seconds: float | None) -> str:
-    """A time for people.
-
-    >>> human_seconds(75), human_seconds(3700), human_seconds(None)
-    ('1 min 15 s', '1 h 1 min', '?')
-    """
-    if seconds is None:
-        return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+        return f"{human_flops(rate)}/s" if self.counts_flops else f"{rate:.1f} tiles/s"
 
 
 @final
@@ -118,7 +90,7 @@ class LineProgress:
             self._tally, self._last = Tally.of(event, now), now
             before = f", {event.done_before} done before" if event.done_before else ""
             workers = f"{event.workers} worker{'s' if event.workers > 1 else ''}"
-            self._print(f"computing {event.tiles} tiles{before}, {human_count(event.flops)}FLOP, {workers}")
+            self._print(f"computing {event.tiles} tiles{before}, {human_flops(event.flops)}, {workers}")
             return
         self._tally.add(event)
         if isinstance(event, TileFailed):

@@ -10,6 +10,7 @@ from typing import Any
 from disthess.planning.source import SourcePlan
 from disthess.store.disk import layout_disk_bytes
 from disthess.store.layout import Layout
+from disthess.units import human_bytes, human_flops, human_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,42 +151,3 @@ _SHARING = {
     "uses": "each use of a shared parameter is stored apart, Dask sums them",
     "sum": "all uses of a shared parameter are swept at once",
 }
-
-
-def human_bytes(count: float) -> str:
-    """Bytes with a decimal unit.
-
-    >>> human_bytes(321_843_600)
-    '322 MB'
-    """
-    return _human(count, "B")
-
-
-def human_flops(count: float) -> str:
-    """Floating point operations with a decimal unit.
-
-    >>> human_flops(1.45e11)
-    '145 GFLOP'
-    """
-    return _human(count, "FLOP")
-
-
-def human_seconds(seconds: float) -> str:
-    """A duration.
-
-    >>> human_seconds(75)
-    '1 min 15 s'
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _human(count: float, unit: str) -> str:
-    for prefix in ("", "k", "M", "G", "T", "P"):
-        if abs(count) < 999.5 or prefix == "P":
-            return f"{count:.3g} {prefix}{unit}" if abs(count) < 999.5 else f"{count:.0f} {prefix}{unit}"
-        count /= 1000
-    return ""

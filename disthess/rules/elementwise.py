@@ -176,14 +176,6 @@ def _mish2(call: Call, x: Tensor, y: Tensor) -> Tensor:
     return slope * s * (2 + x * (1 - s) - 2 * x * s * t)
 
 
-def _softsign(call: Call, x: Tensor, y: Tensor) -> Tensor:
-    return (1 + x.abs()).pow(-2)
-
-
-def _softsign2(call: Call, x: Tensor, y: Tensor) -> Tensor:
-    return -2 * x.sign() * (1 + x.abs()).pow(-3)
-
-
 def _logsigmoid(call: Call, x: Tensor, y: Tensor) -> Tensor:
     return torch.sigmoid(-x)
 
@@ -198,7 +190,7 @@ def _hardtanh(call: Call, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _hardswish(call: Call, x: Tensor, y: Tensor) -> Tensor:
-    return torch.where(x < -3, torch.zeros_like(x), torch.where(x < 3, x / 3 + 0.5, torch.ones_like(x)))
+    return torch.where(x <= -3, torch.zeros_like(x), torch.where(x < 3, x / 3 + 0.5, torch.ones_like(x)))
 
 
 def _hardswish2(call: Call, x: Tensor, y: Tensor) -> Tensor:
@@ -207,15 +199,6 @@ def _hardswish2(call: Call, x: Tensor, y: Tensor) -> Tensor:
 
 def _hardshrink(call: Call, x: Tensor, y: Tensor) -> Tensor:
     return _step(x.abs() > float(call.arguments["lambd"]), x)
-
-
-def _tanhshrink(call: Call, x: Tensor, y: Tensor) -> Tensor:
-    return torch.tanh(x).square()
-
-
-def _tanhshrink2(call: Call, x: Tensor, y: Tensor) -> Tensor:
-    t = torch.tanh(x)
-    return 2 * t * (1 - t * t)
 
 
 def _threshold(call: Call, x: Tensor, y: Tensor) -> Tensor:
@@ -297,14 +280,12 @@ def rules() -> dict[str, AbstractRule]:
         "celu.default": ElementwiseRule(_celu, _celu2),
         "softplus.default": ElementwiseRule(_softplus, _softplus2),
         "mish.default": ElementwiseRule(_mish, _mish2),
-        "softsign.default": ElementwiseRule(_softsign, _softsign2),
         "log_sigmoid.default": ElementwiseRule(_logsigmoid, _logsigmoid2),
         "log_sigmoid_forward.default": ElementwiseRule(_logsigmoid, _logsigmoid2),
         "hardtanh.default": ElementwiseRule(_hardtanh, None),
         "hardswish.default": ElementwiseRule(_hardswish, _hardswish2),
         "hardshrink.default": ElementwiseRule(_hardshrink, None),
         "softshrink.default": ElementwiseRule(_hardshrink, None),
-        "tanhshrink.default": ElementwiseRule(_tanhshrink, _tanhshrink2),
         "threshold.default": ElementwiseRule(_threshold, None),
         "clamp.default": ElementwiseRule(_clamp, None),
         "clamp_min.default": ElementwiseRule(_clamp, None),

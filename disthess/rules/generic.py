@@ -12,6 +12,7 @@ first-order gradients, once per operation and capture.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import final
 
@@ -112,7 +113,10 @@ def push(function: Function, point: Sequence[Tensor], seeds: Sequence[Stack]) ->
 def _over_stack(one: Callable[..., tuple[Tensor, ...]], seeds: Sequence[Stack]) -> tuple[Stack, ...]:
     """Apply to each entry of the stack; by a loop where an operation cannot be batched."""
     try:
-        result = vmap(one)(*seeds)
+        with warnings.catch_warnings():
+            # Slow batching of a rare operation is no news to the user.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            result = vmap(one)(*seeds)
     except RuntimeError:
         rows = [one(*(seed[k] for seed in seeds)) for k in range(len(seeds[0]))]
         result = tuple(torch.stack([row[place] for row in rows]) for place in range(len(rows[0])))

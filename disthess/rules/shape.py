@@ -36,7 +36,7 @@ _LINEAR = (
 _STILL = (
     "detach.default", "zeros_like.default", "ones_like.default", "full_like.default", "empty_like.default",
     "new_zeros.default", "new_ones.default", "new_full.default", "sign.default", "floor.default", "ceil.default",
-    "round.default", "trunc.default", "argmax.default", "argmin.default", "one_hot.default",
+    "round.default", "trunc.default",
 )  # fmt: skip
 
 

@@ -8,22 +8,10 @@ from pathlib import Path
 from disthess.errors import StoreError
 from disthess.store.layout import Layout, PanelSpec
 from disthess.types import ITEM_BYTES
+from disthess.units import human_bytes
 
 CHECKSUM_BYTES = 4
 """Of the crc32c at the end of every chunk."""
-
-
-def human_bytes(count: float) -> str:
-    """A count of bytes for people.
-
-    >>> human_bytes(1536), human_bytes(3 * 2**30)
-    ('1.5 KiB', '3.0 GiB')
-    """
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} PiB"
 
 
 def panel_disk_bytes(panel: PanelSpec, item_bytes: int) -> int:

@@ -16,11 +16,11 @@ import zarr
 
 from disthess.errors import StoreError
 from disthess.store.check_layout import check_layout
-from disthess.store.disk import human_bytes
 from disthess.store.encode import layout_to_json, to_json
 from disthess.store.layout import Layout
 from disthess.store.ledger import create_ledger
 from disthess.store.zarrays import create_plain, create_root, open_root
+from disthess.units import human_bytes
 
 SCHEMA = 1
 RESERVED_ATTRIBUTES = frozenset({"schema", "dtype", "layout"})

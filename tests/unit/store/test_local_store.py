@@ -155,7 +155,7 @@ def test_a_full_disk_while_writing_says_how_to_go_on(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("zarr.storage._local._put", full)
-    with pytest.raises(StoreError, match=r"No space is left.*tile 0 \(2.6 KiB\).*run again"):
+    with pytest.raises(StoreError, match=r"No space is left.*tile 0 \(2.69 kB\).*run again"):
         write(store, 0)
     monkeypatch.undo()
     assert 0 in store.missing_tiles()
