@@ -69,13 +69,11 @@ def on(*args: Any, **kwargs: Any) -> Callable[[torch.Generator], Arguments]:
     """Arguments where a callable makes a tensor from the generator and anything else is taken as it is."""
 
     def make(g: torch.Generator) -> Arguments:
-        fill = lambda value: (
-            value(g)
-            if callable(value)
-            else [fill(v) for v in value]
-            if isinstance(value, list) and any(map(callable, value))
-            else value
-        )
+        def fill(value: Any) -> Any:
+            if isinstance(value, list) and any(map(callable, value)):
+                return [fill(entry) for entry in value]
+            return value(g) if callable(value) else value
+
         return tuple(fill(value) for value in args), {key: fill(value) for key, value in kwargs.items()}
 
     return make

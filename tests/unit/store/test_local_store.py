@@ -165,7 +165,7 @@ def test_a_full_disk_while_writing_says_how_to_go_on(tmp_path: Path, monkeypatch
 
 def test_too_little_disk_is_refused_with_sizes(tmp_path: Path) -> None:
     check_disk(tmp_path / "not" / "there", 10)
-    with pytest.raises(StoreError, match=r"needs 1024.0 PiB .*has .* left"):
+    with pytest.raises(StoreError, match=r"needs 1.15 EB .*has .* left"):
         check_disk(tmp_path, 2**60)
 
 
