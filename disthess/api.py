@@ -29,6 +29,7 @@ from disthess.store.disk import check_disk
 from disthess.store.fingerprint import differences
 from disthess.store.lock import StoreLock
 from disthess.store.store import Store
+from disthess.sweep.speed import product_flops_per_second
 from disthess.units import human_bytes
 
 __all__ = [
@@ -133,6 +134,11 @@ def run_prepared(
         if certify:
             certify_run(result, prepared, seed)
         return result
+
+
+def products_speed(plan: Plan) -> float:
+    """Floating point operations per second of matrix products as one of the plan's workers would run them here."""
+    return product_flops_per_second(plan.layout.dtype, plan.threads)
 
 
 def open_store(path: str | os.PathLike[str]) -> HessianStore:

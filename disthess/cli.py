@@ -110,7 +110,7 @@ def plan(
     if as_json:
         _print_json(made.to_json())
         return
-    typer.echo(made.describe())
+    typer.echo(made.describe(flops_per_second=api.products_speed(made)))
 
 
 @app.command(
@@ -140,7 +140,7 @@ def run(
         path = settings.compute.store
         options = Options(**settings.plan_options(), address=settings.compute.address)
         prepared = prepare(problem, options)
-        typer.echo(prepared.plan.describe())
+        typer.echo(prepared.plan.describe(flops_per_second=api.products_speed(prepared.plan)))
         typer.echo("")
         made = api.run_prepared(prepared, options, path, seed=settings.compute.seed, progress=True)
         cli_report.print_run(made, settings.report, path)

@@ -87,7 +87,11 @@ class Plan:
             f"stored        {', '.join(layout.parts)} as {layout.dtype}, each pair once: {human_bytes(self.disk_bytes)} on disk "
             f"(both triangles would be {human_bytes(layout.numel**2 * item * len(layout.parts))})",
             f"work          {len(layout.tiles)} tiles in {self.waves} waves, {human_flops(self.flops)}"
-            + (f", about {human_seconds(self.seconds(flops_per_second))}" if flops_per_second else ""),
+            + (
+                f", at least {human_seconds(self.seconds(flops_per_second))} at the speed of matrix products here"
+                if flops_per_second
+                else ""
+            ),
             f"workers       {self.workers} x {self.threads} thread{'s' if self.threads != 1 else ''} on {self.device}; peak memory "
             f"per worker at most {human_bytes(self.peak_bytes)} above an idle process",
         ]

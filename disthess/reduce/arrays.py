@@ -16,7 +16,7 @@ import dask.array as da
 import numpy as np
 
 from disthess.errors import StoreError, UnknownNameError
-from disthess.store.layout import PanelSpec, ParameterSpec
+from disthess.store.layout import Layout, PanelKind, PanelSpec, ParameterSpec
 from disthess.store.store import Store
 from disthess.types import Part, Span
 
@@ -34,7 +34,7 @@ class PanelReader:
     """Reads panels of a store by parameter names.
 
     Args:
-        store: The store.
+        store: The store; which of its tiles are done is asked once, here.
         part: Which part; ``residual`` is formed where only hessian and ggn are stored.
 
     Raises:
@@ -54,6 +54,9 @@ class PanelReader:
                 f"the store {store.path} holds {', '.join(layout.parts)}, not {part!r}. Compute it with parts=[..., {part!r}]."
             )
         self._differs = differs
+        self._done = store.done()
+        self._reduced = store.is_reduced()
+        self._tiles = _tiles_by_panel(layout)
 
     def resolve(self, name: str) -> ParameterSpec:
         """A parameter by any of its names.
@@ -92,24 +95,38 @@ class PanelReader:
         """The diagonal square of a band, from its upper triangle."""
         return _mirrored(self.read(panel, rows, rows))
 
+    def band(self, band: Band) -> np.ndarray:
+        """A whole band, ``[rows, columns from the diagonal on]``, its diagonal square from its upper triangle."""
+        values = self.read(band.panel, band.rows, Span(band.rows.start, band.panel.columns))
+        values[:, : band.rows.size] = _mirrored(values[:, : band.rows.size])
+        return values
+
+    def positions(self) -> dict[str, np.ndarray]:
+        """For each panel, by its source, the position of each of its columns in user order."""
+        starts = np.cumsum([0, *(parameter.numel for parameter in self.parameters.values())]).tolist()
+        offsets = dict(zip(self.parameters, starts[:-1], strict=True))
+        return {
+            source: np.concatenate([np.arange(size) + offsets[name] for name, size in panel.targets])
+            for source, panel in self._panels.items()
+        }
+
     def require(self, name: str) -> None:
         """Refuse a parameter's panel some of whose tiles are missing.
 
         Raises:
             StoreError: With how many are.
         """
-        layout, done = self.store.layout, self.store.done()
         panel = self._panels.get(name)
         if panel is None:
             return
-        wanted = [tile.index for tile in layout.tiles if panel in layout.panels_of(tile.source)]
-        absent = sum(not done[index] for index in wanted)
+        wanted = self._tiles.get((panel.kind, panel.index), [])
+        absent = sum(not self._done[index] for index in wanted)
         if absent:
             raise StoreError(
                 f"{absent} of {len(wanted)} tiles of the panel of {name} are missing in {self.store.path} "
-                f"({int((~done).sum())} of {len(done)} in all). Run the same again to resume."
+                f"({int((~self._done).sum())} of {len(self._done)} in all). Run the same again to resume."
             )
-        if panel.reduced and not self.store.is_reduced():
+        if panel.reduced and not self._reduced:
             raise StoreError(
                 f"the uses of {name} in {self.store.path} are not summed yet, because the run was not finished. Run the same again."
             )
@@ -163,6 +180,17 @@ def _lazy(reader: PanelReader, panel: PanelSpec, rows: Span, columns: Span) -> d
 def _lazy_square(reader: PanelReader, panel: PanelSpec, rows: Span) -> da.Array:
     loaded: Any = dask.delayed(reader.square, pure=False)(panel, rows)
     return da.from_delayed(loaded, shape=(rows.size, rows.size), dtype=reader.store.layout.dtype)
+
+
+def _tiles_by_panel(layout: Layout) -> dict[tuple[PanelKind, int], list[int]]:
+    by_source: dict[str, list[int]] = {}
+    for tile in layout.tiles:
+        by_source.setdefault(tile.source, []).append(tile.index)
+    found: dict[tuple[PanelKind, int], list[int]] = {}
+    for source, keys in layout.outputs:
+        for key in keys:
+            found.setdefault(key, []).extend(by_source.get(source, []))
+    return found
 
 
 def _mirrored(square: np.ndarray) -> np.ndarray:

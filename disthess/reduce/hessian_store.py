@@ -122,12 +122,14 @@ class HessianStore:
             )
         reader = PanelReader(self.store, part)
         whole = np.zeros((self.numel, self.numel), dtype=self.layout.dtype)
-        starts = np.cumsum([0, *(parameter.numel for parameter in self.parameters)])
-        for i, a in enumerate(self.parameters):
-            for j, b in enumerate(self.parameters[i:], start=i):
-                values = block(reader, a, b)
-                whole[starts[i] : starts[i + 1], starts[j] : starts[j + 1]] = values
-                whole[starts[j] : starts[j + 1], starts[i] : starts[i + 1]] = values.T
+        positions = reader.positions()
+        for band in reader.bands():
+            columns = positions[band.panel.source][band.rows.start :]
+            # The source is its panel's first target, so that its own columns are a range: rows of a view, not a copy.
+            rows = slice(int(columns[0]), int(columns[0]) + band.rows.size)
+            values = reader.band(band)
+            whole[rows, columns] = values
+            whole[columns, rows] = values.T
         return whole
 
     def operator(self, part: Part = "hessian") -> LinearOperator:

@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 
 import dask
-import dask.array as da
 import numpy as np
 
-from disthess.reduce.arrays import PanelReader, lazy_block
+from disthess.reduce.arrays import Band, PanelReader
+
+BANDS_AT_ONCE = 4
+"""Bands in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +69,47 @@ class BlockTable:
 
 
 def block_table(reader: PanelReader) -> BlockTable:
-    """Frobenius norm of every block and trace of every diagonal one, in float64, by Dask."""
+    """Frobenius norm of every block and trace of every diagonal one, in float64, by Dask; reads every tile once."""
+    bands = list(reader.bands())
+    tasks = [dask.delayed(_band_sums, pure=False, traverse=False)(reader, band) for band in bands]
+    squares: dict[frozenset[str], float] = {}
+    traces: dict[str, float] = {}
+    # Few at once: each holds a band.
+    found = dask.compute(*tasks, scheduler="threads", num_workers=BANDS_AT_ONCE)
+    for band, (sums, trace) in zip(bands, found, strict=True):
+        source = band.panel.source
+        traces[source] = traces.get(source, 0.0) + trace
+        for (target, _), value in zip(band.panel.targets, sums, strict=True):
+            pair = frozenset((source, target))
+            squares[pair] = squares.get(pair, 0.0) + value
     parameters = list(reader.parameters.values())
-    pairs = [(a, b) for i, a in enumerate(parameters) for b in parameters[i:]]
-    tasks = []
-    for a, b in pairs:
-        values = lazy_block(reader, a, b).astype("float64")
-        tasks.append((da.sum(values * values), da.trace(values) if a is b else np.float64("nan")))
-    results = dask.compute(*tasks, scheduler="threads")
     entries = tuple(
-        BlockRow(a.name, b.name, math.sqrt(float(square)), float(trace), a.numel * b.numel)
-        for (a, b), (square, trace) in zip(pairs, results, strict=True)
+        BlockRow(
+            a.name,
+            b.name,
+            math.sqrt(squares.get(frozenset((a.name, b.name)), 0.0)),
+            traces.get(a.name, 0.0) if a is b else math.nan,
+            a.numel * b.numel,
+        )
+        for i, a in enumerate(parameters)
+        for b in parameters[i:]
     )
     return BlockTable(tuple(parameter.name for parameter in parameters), entries)
+
+
+def _band_sums(reader: PanelReader, band: Band) -> tuple[list[float], float]:
+    """Sum of squares of each target's block over these rows, and the trace of the own square."""
+    values, size = reader.band(band), band.rows.size
+    sums = []
+    column = -band.rows.start
+    for target, width in band.panel.targets:
+        piece = values[:, max(column, 0) : column + width]
+        total = _square_sum(piece)
+        # What lies right of the own square stands for its transpose below it as well.
+        sums.append(total + _square_sum(piece[:, size:]) if target == band.panel.source else total)
+        column += width
+    return sums, float(np.trace(values[:, :size], dtype=np.float64))
+
+
+def _square_sum(values: np.ndarray) -> float:
+    return float(np.square(values, dtype=np.float64).sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import final
@@ -13,7 +12,6 @@ from typing_extensions import override
 
 from disthess.linalg.operator import AbstractSymmetricOperator
 from disthess.reduce.arrays import PanelReader
-from disthess.types import Span
 
 READERS = 4
 """Bands read ahead."""
@@ -34,7 +32,7 @@ class StoreOperator(AbstractSymmetricOperator):
     def __init__(self, reader: PanelReader, cache_bytes: int | None = None) -> None:
         self._reader = reader
         self._bands = tuple(reader.bands())
-        self._index = _column_indices(reader)
+        self._index = reader.positions()
         whole = sum(band.rows.size * (band.panel.columns - band.rows.start) for band in self._bands) * 8
         room = int(psutil.virtual_memory().available * CACHE_SHARE) if cache_bytes is None else cache_bytes
         self._cache: dict[int, np.ndarray] | None = {} if whole <= room else None
@@ -67,30 +65,11 @@ class StoreOperator(AbstractSymmetricOperator):
         return total
 
     def _tile(self, number: int) -> np.ndarray:
-        band = self._bands[number]
         if self._cache is not None and number in self._cache:
             return self._cache[number]
-        tile = self._reader.read(band.panel, band.rows, Span(band.rows.start, band.panel.columns))
-        size = band.rows.size
-        upper = np.triu(tile[:, :size])
-        tile[:, :size] = upper + np.triu(upper, 1).T
+        tile = self._reader.band(self._bands[number])
         if self._cache is not None:
             # Products are in float64; converting once is cheaper than at every product.
             tile = tile.astype(np.float64)
             self._cache[number] = tile
         return tile
-
-
-def _column_indices(reader: PanelReader) -> dict[str, np.ndarray]:
-    """For each panel, the user-order position of each of its columns."""
-    offsets: dict[str, int] = {}
-    offset = 0
-    for parameter in reader.store.layout.parameters:
-        offsets[parameter.name] = offset
-        offset += parameter.numel
-    return {panel.source: np.concatenate(list(_ranges(panel.targets, offsets))) for panel in reader.panels()}
-
-
-def _ranges(targets: tuple[tuple[str, int], ...], offsets: dict[str, int]) -> Iterator[np.ndarray]:
-    for name, size in targets:
-        yield np.arange(offsets[name], offsets[name] + size)
