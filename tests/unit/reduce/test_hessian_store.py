@@ -78,7 +78,7 @@ def test_products_are_those_of_the_dense_matrix(made: Made, part: Part, cache_by
     np.testing.assert_array_equal(StoreOperator(PanelReader(made.store, part), 0).matmat(vectors), first)
 
 
-def test_a_product_reads_every_stored_entry_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_norms_and_dense_read_every_stored_entry_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[tuple[str, Span, Span]] = []
     read = PanelReader.read
 
@@ -87,18 +87,22 @@ def test_a_product_reads_every_stored_entry_once(made: Made, monkeypatch: pytest
         return read(self, panel, rows, columns)
 
     monkeypatch.setattr(PanelReader, "read", counted)
+    expected = [
+        (panel.source, start)
+        for panel in made.store.layout.panels
+        if panel.kind == "panels"
+        for start in range(0, panel.rows, panel.row_chunk)
+    ]
     for cache_bytes, products in ((0, 2), (1 << 30, 1)):
         reads.clear()
         operator = StoreOperator(PanelReader(made.store, "hessian"), cache_bytes)
         for _ in range(2):
             operator.matmat(np.ones((operator.size, 4)))
-        expected = [
-            (panel.source, start)
-            for panel in made.store.layout.panels
-            if panel.kind == "panels"
-            for start in range(0, panel.rows, panel.row_chunk)
-        ]
         assert sorted((source, rows.start) for source, rows, _ in reads) == sorted(expected * products)
+    for question in (HessianStore(made.store).dense, HessianStore(made.store).blocks):
+        reads.clear()
+        question()
+        assert sorted((source, rows.start) for source, rows, _ in reads) == sorted(expected)
 
 
 def test_scipy_takes_the_operator(made: Made) -> None:
