@@ -158,18 +158,13 @@ def lazy_block(reader: PanelReader, a: ParameterSpec, b: ParameterSpec) -> da.Ar
     spans = [Span(start, min(start + panel.row_chunk, panel.rows)) for start in range(0, panel.rows, panel.row_chunk)]
     if a.name != b.name:
         return da.concatenate([_lazy(reader, panel, rows, columns) for rows in spans], axis=0)
-    grid = []
-    for i, rows in enumerate(spans):
-        line = []
-        for j, other in enumerate(spans):
-            if i == j:
-                line.append(_lazy_square(reader, panel, rows))
-            else:
-                early, late = (rows, other) if i < j else (other, rows)
-                piece = _lazy(reader, panel, early, late)
-                line.append(piece if i < j else piece.T)
-        grid.append(line)
-    return da.block(grid)
+    upper = {
+        (i, j): _lazy(reader, panel, rows, other) if i < j else _lazy_square(reader, panel, rows)
+        for i, rows in enumerate(spans)
+        for j, other in enumerate(spans)
+        if i <= j
+    }
+    return _symmetric(upper, len(spans))
 
 
 def _lazy(reader: PanelReader, panel: PanelSpec, rows: Span, columns: Span) -> da.Array:
@@ -201,4 +196,13 @@ def _mirrored(square: np.ndarray) -> np.ndarray:
 def lazy_matrix(reader: PanelReader) -> da.Array:
     """The whole ``[P, P]`` in user order."""
     parameters = list(reader.parameters.values())
-    return da.block([[lazy_block(reader, a, b) for b in parameters] for a in parameters])
+    upper = {
+        (i, j): lazy_block(reader, a, b) for i, a in enumerate(parameters) for j, b in enumerate(parameters) if i <= j
+    }
+    return _symmetric(upper, len(parameters))
+
+
+def _symmetric(upper: dict[tuple[int, int], da.Array], size: int) -> da.Array:
+    """Blocks of an upper triangle and their transposes: the same arrays, so that each is read once for both."""
+    places = range(size)
+    return da.block([[upper[i, j] if i <= j else upper[j, i].T for j in places] for i in places])

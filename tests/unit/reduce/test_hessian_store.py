@@ -103,6 +103,9 @@ def test_products_norms_and_dense_read_every_stored_entry_once(made: Made, monke
         reads.clear()
         question()
         assert sorted((source, rows.start) for source, rows, _ in reads) == sorted(expected)
+    reads.clear()
+    HessianStore(made.store).dask().compute(scheduler="sync")
+    assert len(set(reads)) == len(reads)
 
 
 def test_scipy_takes_the_operator(made: Made) -> None:
