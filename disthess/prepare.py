@@ -53,12 +53,15 @@ class Prepared:
         names: Selected parameters, in user order.
         programs: One per batch; empty for the autograd method.
         plan: The plan.
+        rounds_inside: Name of a node that the model itself computes in float32 although the run is float64, or empty: no more
+            than float32's precision can then be asked of the model's own products.
     """
 
     problem: Problem
     names: tuple[str, ...]
     programs: tuple[Program, ...]
     plan: Plan
+    rounds_inside: str = ""
 
 
 def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prepared:
@@ -96,6 +99,9 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prep
             "the ggn and residual parts need to know where the model ends and the loss begins. Pass loss= instead of objective=, "
             "or name the module whose output is the model's output: Problem(..., output='name')."
         )
+    inside = _rounds_inside(programs) if dtype == "float64" else ""
+    if inside:
+        reason += f"; the model itself casts to float32 at {inside}, so that nothing beyond float32 is certain"
     workload = _workload(bound, names, programs, dtype)
     workers, threads = _crew(options)
     request = PlanRequest(
@@ -109,7 +115,7 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prep
         threads,
         options.device or "cpu",
     )
-    return Prepared(bound, names, programs, make_plan(workload, request))
+    return Prepared(bound, names, programs, make_plan(workload, request), inside)
 
 
 def select_parameters(problem: Problem, wanted: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -153,6 +159,13 @@ def _capture(
 
 def _count(problem: Problem, names: tuple[str, ...]) -> int:
     return sum(parameter.tensor.numel() for parameter in problem.parameters() if parameter.name in names)
+
+
+def _rounds_inside(programs: tuple[Program, ...]) -> str:
+    narrow = (
+        node.name for program in programs for node in program.graph.nodes if node.live and node.dtype == "float32"
+    )
+    return next(narrow, "")
 
 
 def _clip(text: str) -> str:

@@ -44,8 +44,13 @@ class GaussNewtonTape:
         self._leaves = [by_name[name].detach().clone().requires_grad_() for name in names]
         inputs, targets = problem.batches[index]
         outputs = problem.outputs(inputs, dict(zip(names, self._leaves, strict=True)))
-        flat, spec = pytree.tree_flatten(getattr(outputs, "logits", outputs))
+        flat, spec = pytree.tree_flatten(outputs)
         live = [place for place, leaf in enumerate(flat) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if not live:
+            raise GraphError(
+                f"the ggn part cannot see tensors inside the model's output of type {type(outputs).__name__}; return a tensor, "
+                "tuple or dict of tensors, or register the type with torch.utils._pytree."
+            )
         self._outputs = [flat[place] for place in live]
         self._points = [output.detach().requires_grad_() for output in self._outputs]
         for place, point in zip(live, self._points, strict=True):

@@ -303,3 +303,25 @@ def test_an_operation_without_second_derivative_is_refused_with_advice(tmp_path:
     with pytest.raises(DisthessError, match="embedding"):
         disthess.compute(problem, tmp_path / "run.zarr", progress=False)
     assert not (tmp_path / "run.zarr").exists()
+
+
+class RoundsInside(nn.Module):
+    """Normalises in float32 whatever the model's dtype, as many language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x).float()
+        return self.b((h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype))
+
+
+def test_a_model_that_casts_to_float32_inside_is_certified_to_that_precision(tmp_path: Path) -> None:
+    problem = disthess.Problem(RoundsInside().double(), loss="mse", batches=[batch()])
+    store = disthess.compute(problem, tmp_path / "run.zarr", progress=False)
+    wanted = disthess.reference_hessian(problem)
+    assert np.linalg.norm(store.dense() - wanted) <= 1e-5 * np.linalg.norm(wanted)
+    assert "casts to float32" in store.attributes["method_reason"]
+    assert store.certificate().tolerance == 1e-4
