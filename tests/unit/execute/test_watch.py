@@ -116,7 +116,7 @@ def test_lines_for_logs() -> None:
     for event in _events(10**9):
         progress.notify(event)
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "computing 2 tiles, 5 done before, 2.0 GFLOP, 2 workers"
+    assert lines[0] == "computing 2 tiles, 5 done before, 2 GFLOP, 2 workers"
     assert lines[1].startswith("1/2 tiles, ")
     assert "FLOP/s" in lines[1]
     assert lines[2] == "tile 3 of fc1.weight failed (given up, attempt 3): [bold]boom"
