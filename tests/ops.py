@@ -44,7 +44,8 @@ class Row:
         return self.op.removeprefix("aten.") + (f"-{self.note}" if self.note else "")
 
 
-FIRST = BatchAxis(0, 1, 1)
+FIRST, MIDDLE = BatchAxis(0, 1, 1), BatchAxis(1, 1, 1)
+FLAT, OUTER, BOTH = BatchAxis(0, 1, 2), BatchAxis(0, 2, 1), BatchAxis(1, 2, 2)
 
 
 def normal(g: torch.Generator, *shape: int) -> Tensor:
@@ -112,6 +113,7 @@ SHAPES = (
     simple("view_copy.default", X, [12]), simple("_reshape_alias.default", X, [2, 6], [6, 1]),
     simple("clone.default", X), simple("alias.default", X), simple("contiguous.default", X), simple("lift_fresh_copy.default", X),
     simple("to.dtype", X, torch.float64), simple("_to_copy.default", X),
+    Row("aten.to.dtype", on(X, torch.float32), note="narrower"), Row("aten._to_copy.default", on(X, dtype=torch.float32), note="narrower"),
     simple("permute.default", t(2, 3, 4), [2, 0, -2]), simple("transpose.int", t(2, 3, 4), 0, -1), simple("t.default", X),
     simple("swapaxes.default", X, 0, 1), simple("numpy_T.default", X), simple("mT.default", X),
     simple("movedim.int", t(2, 3, 4), 0, 2), simple("movedim.intlist", t(2, 3, 4), [0, 1], [2, 0]),
@@ -121,7 +123,9 @@ SHAPES = (
     Row("aten.split.Tensor", on(t(5, 2), 2, 0), output=2), Row("aten.split_with_sizes.default", on(t(5, 2), [1, 3, 1]), output=1),
     Row("aten.chunk.default", on(X, 2, 1), output=1), Row("aten.unbind.int", on(X, 1), output=2),
     Row("aten.cat.default", on([t(2, 3), t(1, 3), t(2, 3)], 0), active=(0, 2)), Row("aten.concat.default", on([t(2, 3), t(2, 1)], -1), active=(0, 1)),
-    Row("aten.stack.default", on([t(2, 3), t(2, 3)], 1), active=(0, 1)),
+    Row("aten.stack.default", on([t(2, 3), t(2, 3)], 1), active=(0, 1)), Row("aten.cat.default", on([t(0), t(2, 3)], 1), active=(1,), note="empty"),
+    Row("aten.slice.Tensor", on(t(5, 2), 0, None, -1, 3), note="ends"), Row("aten.split.Tensor", on(t(5, 2), 2, -2), output=0, note="negative"),
+    Row("aten.where.self", on(mask(2), t(3, 2), t(3, 1)), active=(1, 2), note="narrow"),
     Row("aten.where.self", on(mask(3, 4), X, t(4)), active=(1, 2)), Row("aten.where.ScalarOther", on(mask(3, 4), X, 2.0), active=(1,)),
     Row("aten.where.ScalarSelf", on(mask(3, 4), 1.0, X), active=(1,)), simple("masked_fill.Scalar", X, mask(3, 4), 0.5),
     Row("aten.masked_fill.Tensor", on(X, mask(3, 4), t()), active=(0, 2)),
@@ -152,7 +156,9 @@ ELEMENTWISE = (
     Row("aten.hardtanh.default", on(a(3, 4), -0.7, 1.3), note="bounds"),
     simple("threshold.default", a(3, 4), 0.2, -1.0), simple("clamp.default", a(3, 4), -0.7, 0.9), simple("clamp_min.default", a(3, 4), 0.1),
     simple("clamp_max.default", a(3, 4), 0.1), simple("pow.Tensor_Scalar", u(3, 4), 2.5), Row("aten.pow.Tensor_Scalar", on(t(3, 4), 3), note="cube"),
-    Row("aten.pow.Tensor_Scalar", on(t(3, 4), 1), note="one"), Row("aten.pow.Tensor_Scalar", on(t(3, 4), 0), note="zero"),
+    Row("aten.pow.Tensor_Scalar", on(lambda g: torch.tensor([0.0, -1.0, 2.0], dtype=torch.float64), 2), note="at_zero"),
+    Row("aten.pow.Tensor_Scalar", on(u(3, 4), -1.5), note="negative"), Row("aten.clamp.default", on(a(3, 4), None, 0.9), note="above"),
+    Row("aten.elu.default", on(a(3, 4), 1.0, 2.0, 3.0), note="input_scale"), Row("aten.pow.Tensor_Scalar", on(t(3, 4), 1), note="one"), Row("aten.pow.Tensor_Scalar", on(t(3, 4), 0), note="zero"),
 )  # fmt: skip
 
 TWO = (0, 1)
@@ -163,18 +169,35 @@ BINARY = (
     Row("aten.add.Tensor", on(t(3, 2, 4), u(2, 1), alpha=0.5), note="alpha", **BIAS), Row("aten.mul.Tensor", on(t(3, 2, 4), u()), note="scalar", **BIAS),
     Row("aten.mul.Tensor", on(t(1, 4), u(3, 4)), active=TWO, samples=3, batch=FIRST, inputs=(None, FIRST), note="row"),
     Row("aten.mul.Tensor", on(t(2, 6, 4), u(4)), active=TWO, samples=3, batch=BatchAxis(1, 2, 1), inputs=(BatchAxis(1, 2, 1), None), note="outer"),
+    Row("aten.add.Tensor", on(t(3, 2, 4), t(2, 4)), note="position", **BIAS), Row("aten.rsub.Tensor", on(t(3, 4), t(4), alpha=0.5), note="bias", **BIAS),
+    Row("aten.div.Tensor", on(t(4), u(3, 4)), active=TWO, samples=3, batch=FIRST, inputs=(None, FIRST), note="top"),
+    Row("aten.pow.Tensor_Tensor", on(u(4), t(3, 4)), active=TWO, samples=3, batch=FIRST, inputs=(None, FIRST), note="base"),
+    Row("aten.maximum.default", on(a(3, 4), t(4)), note="bias", **BIAS),
+    Row("aten.div.Tensor", on(t(2, 3, 4), u(2, 1, 4)), active=TWO, samples=3, batch=MIDDLE, inputs=(MIDDLE, None), note="middle"),
+    Row("aten.mul.Tensor", on(t(6, 4), u(4)), active=TWO, samples=3, batch=FLAT, inputs=(FLAT, None), note="flat"),
+    Row("aten.div.Tensor", on(t(2, 12, 4), u(2, 1, 4)), active=TWO, samples=3, batch=BOTH, inputs=(BOTH, None), note="both"),
     *(simple(f"{name}.Scalar", t(3, 4), 1.7) for name in ("add", "sub", "rsub", "mul", "div")),
     Row("aten.maximum.default", on(a(3, 4), t(3, 4)), active=TWO), Row("aten.minimum.default", on(a(3, 4), t(3, 4)), active=TWO),
     Row("aten.pow.Tensor_Tensor", on(u(3, 4), t(4)), note="bias", **BIAS), simple("pow.Scalar", 1.7, t(3, 4)),
     *(simple(f"{name}.default", t(3, 4)) for name in ("sum", "mean")), simple("sum.dim_IntList", t(3, 4, 2), [0, -1]), simple("mean.dim", t(3, 4, 2), [1], True),
+    Row("aten.sum.dim_IntList", on(X, []), note="all"), Row("aten.mean.dim", on(X, None), note="all"), Row("aten.sum.default", on(t()), note="number"),
 )  # fmt: skip
 
 LAYER: dict[str, Any] = {"active": (0, 1, 2), "samples": 3, "batch": FIRST, "inputs": (FIRST, None, None)}
-MIDDLE, FLAT, OUTER = BatchAxis(1, 1, 1), BatchAxis(0, 1, 2), BatchAxis(0, 2, 1)
+WEIGHT: dict[str, Any] = {"active": TWO, "samples": 3}
 PRODUCTS = (
     Row("aten.linear.default", on(t(3, 4), t(2, 4), t(2)), **LAYER), Row("aten.linear.default", on(t(3, 5, 4), t(2, 4), t(2)), note="rows", **LAYER),
     *(Row("aten.linear.default", on(t(6, 4) if axis.dim == 0 else t(2, 3, 4), t(2, 4), t(2)), active=(0, 1, 2), samples=3, batch=axis,
           inputs=(axis, None, None), note=note) for axis, note in ((MIDDLE, "middle"), (FLAT, "flat"), (OUTER, "outer"))),
+    Row("aten.linear.default", on(t(2, 12, 4), t(2, 4), t(2)), active=(0, 1, 2), samples=3, batch=BOTH, inputs=(BOTH, None, None), note="both"),
+    *(Row("aten.mm.default", on(t(6, 4), t(4, 2)), batch=axis, inputs=(axis, None), note=note, **WEIGHT) for axis, note in ((FLAT, "flat"), (OUTER, "outer"))),
+    Row("aten.matmul.default", on(t(2, 3, 4), t(4, 2)), batch=MIDDLE, inputs=(MIDDLE, None), note="middle", **WEIGHT),
+    Row("aten.matmul.default", on(t(2, 12, 4), t(4, 2)), batch=BOTH, inputs=(BOTH, None), note="axis_of_both", **WEIGHT),
+    Row("aten.addmm.default", on(t(2), t(6, 4), t(4, 2), alpha=2.0), active=(0, 1, 2), samples=3, batch=OUTER, inputs=(None, OUTER, None), note="outer"),
+    Row("aten.addmm.default", on(t(3, 2), t(3, 4), t(4, 2), beta=0.5), active=(0, 1, 2), note="full"),
+    Row("aten.matmul.default", on(t(4), t(3, 4, 2)), active=TWO, note="left_vector"), Row("aten.matmul.default", on(t(4), t(4)), active=TWO, note="dot"),
+    Row("aten.matmul.default", on(t(2, 1, 3, 4), t(5, 4, 2)), active=TWO, note="four_axes"),
+    Row("aten.baddbmm.default", on(t(2), t(3, 2, 4), t(3, 4, 2), beta=0.5, alpha=2.0), active=(0, 1, 2), note="bias"),
     Row("aten.linear.default", on(t(3, 4), t(2, 4)), active=TWO, note="no_bias"), Row("aten.linear.default", on(t(4), t(2, 4), t(2)), active=(0, 1, 2), note="vector"),
     Row("aten.mm.default", on(t(3, 4), t(4, 2)), active=TWO, samples=3, batch=FIRST, inputs=(FIRST, None)),
     Row("aten.matmul.default", on(t(3, 2, 4), t(4, 2)), active=TWO, samples=3, batch=FIRST, inputs=(FIRST, None), note="weight"),
@@ -184,6 +207,7 @@ PRODUCTS = (
     Row("aten.baddbmm.default", on(t(3, 2, 2), t(3, 2, 4), t(3, 4, 2)), active=(0, 1, 2)),
     Row("aten.mv.default", on(t(3, 4), t(4)), active=TWO), Row("aten.dot.default", on(t(4), t(4)), active=TWO),
     Row("aten.einsum.default", on("ni,ij->nj", [t(3, 4), t(4, 2)]), active=TWO),
+    Row("aten.einsum.default", on("bi,bj,ijk->bk", [t(3, 2), t(3, 4), t(2, 4, 2)]), active=(0, 1, 2), note="three"),
 )  # fmt: skip
 
 
@@ -199,15 +223,28 @@ LAYERS = (
     convolution(2, "conv2d.default", t(4, 1, 2, 2), "groups", [1, 1], [0, 0], [1, 1], 2),
     convolution(1, "conv_transpose1d.default", t(2, 3, 2), "", [2]), convolution(2, "conv_transpose2d.input", t(2, 3, 2, 2), "", [2, 2]),
     convolution(3, "conv_transpose3d.input", t(2, 3, 2, 2, 2)), Row("aten.conv2d.default", on(t(2, 2, 4, 4), t(3, 2, 2, 2)), active=TWO, note="no_bias"),
+    Row("aten.conv2d.default", on(t(2, 4, 4), t(3, 2, 2, 2), t(3)), active=(0, 1, 2), note="no_batch"),
+    convolution(1, "conv1d.default", t(4, 2, 2), "dilation", [2], [1], [2]), convolution(1, "conv_transpose1d.default", t(2, 3, 2), "padding", [2], [1], [1]),
+    Row("aten.conv_transpose2d.input", on(t(2, 4, 3, 3), t(4, 2, 2, 2), t(4), [2, 2], [1, 1], [1, 1], 2), active=(0, 1, 2), note="groups"),
     *(simple(name, t(3, 4, 2), 1) for name in ("softmax.int", "log_softmax.int")), *(simple(f"_{n}.default", t(3, 4), -1, False) for n in ("softmax", "log_softmax")),
     simple("logsumexp.default", t(3, 4, 2), [0, 2]), Row("aten.logsumexp.default", on(t(3, 4), [1], True), note="keep"),
     Row("aten.layer_norm.default", on(t(3, 4), [4], t(4), t(4)), **LAYER), Row("aten.layer_norm.default", on(t(3, 2, 4), [2, 4], t(2, 4), t(2, 4)), note="two", **LAYER),
     Row("aten.layer_norm.default", on(t(3, 2, 4), [4]), note="plain"),
+    *(Row("aten.layer_norm.default", on(t(6, 4) if axis.dim == 0 else t(2, 3, 4), [4], t(4), t(4)), active=(0, 1, 2), samples=3, batch=axis,
+          inputs=(axis, None, None), note=note) for axis, note in ((MIDDLE, "middle"), (FLAT, "flat"), (OUTER, "outer"))),
+    Row("aten.layer_norm.default", on(t(3, 4), [4], t(4)), note="no_bias", **BIAS),
+    # Not its bias: torch has no double backward of a layer_norm with a bias alone.
+    Row("aten.layer_norm.default", on(t(3, 4), [4], None, t(4)), note="no_weight"),
+    Row("aten.embedding.default", on(t(5, 3), ids(5, 2, 3)), samples=3, batch=MIDDLE, inputs=(None, MIDDLE), note="middle"),
+    Row("aten.embedding.default", on(t(5, 3), ids(5, 6)), samples=3, batch=OUTER, inputs=(None, OUTER), note="outer"),
     Row("aten.embedding.default", on(t(5, 3), ids(5, 3, 4)), samples=3, batch=FIRST, inputs=(None, FIRST)),
     Row("aten.embedding.default", on(t(5, 3), ids(5, 3, 4), 1), samples=3, batch=FIRST, inputs=(None, FIRST), note="padding"),
     simple("gather.default", X, 1, ids(4, 3, 2)), simple("index_select.default", X, 1, ids(4, 5)), simple("index.Tensor", X, [None, ids(4, 2)]),
+    Row("aten.gather.default", on(X, 0, ids(3, 2, 3)), note="rows"), Row("aten.index.Tensor", on(X, [ids(3, 5), ids(4, 5)]), note="pairs"),
     simple("take_along_dim.default", X, ids(4, 3, 2), 1),
     simple("max_pool1d.default", a(2, 2, 6), [2], [1]), simple("max_pool2d.default", a(1, 2, 5, 5), [2, 2], [2, 2], [1, 1]),
+    Row("aten.max_pool2d.default", on(a(1, 2, 7, 7), [3, 2], [], [1, 0], [2, 1], True), note="dilation"),
+    Row("aten.max_pool2d.default", on(a(2, 5, 5), [2, 2]), note="no_batch"),
     simple("avg_pool1d.default", t(2, 2, 6), [2]), simple("avg_pool2d.default", t(1, 2, 4, 4), [2, 2]), simple("avg_pool3d.default", t(1, 1, 2, 2, 2), [2, 2, 2]),
     simple("adaptive_avg_pool1d.default", t(1, 2, 6), [3]), simple("adaptive_avg_pool2d.default", t(1, 2, 4, 4), [1, 2]), simple("_adaptive_avg_pool2d.default", t(1, 2, 4, 4), [2, 2]),
 )  # fmt: skip

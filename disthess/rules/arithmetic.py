@@ -198,10 +198,13 @@ def _minimum(call: Call) -> Partials:
 def _pow_tensor(call: Call) -> Partials:
     a, b = _operand(call, "self"), _operand(call, "exponent")
     value = call.output
-    log = torch.log(a) if isinstance(a, Tensor) else torch.log(torch.tensor(a, dtype=value.dtype, device=value.device))
-    return Partials(
-        b * value / a, value * log, aa=b * (b - 1) * value / (a * a), ab=value / a * (1 + b * log), bb=value * log * log
-    )
+    base = a if isinstance(a, Tensor) else torch.full_like(value, a)
+    power = b if isinstance(b, Tensor) else torch.full_like(value, b)
+    log = torch.log(base)
+    # Where the factor vanishes so does the product, also at a base of 0 where the power is infinite.
+    slope = torch.where(power == 0, 0.0, power * base ** (power - 1))
+    bend = torch.where((power == 0) | (power == 1), 0.0, power * (power - 1) * base ** (power - 2))
+    return Partials(slope, value * log, aa=bend, ab=base ** (power - 1) * (1 + power * log), bb=value * log * log)
 
 
 def rules() -> dict[str, AbstractRule]:

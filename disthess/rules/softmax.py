@@ -32,6 +32,8 @@ class SoftmaxRule(AbstractRule):
         self, call: Call, cotangent: Stack | None, tangents: Stacks, wanted: tuple[int, ...]
     ) -> dict[int, Stack]:
         axis, p = _axis(call), call.output
+        if p.ndim == 0:
+            return {}
         total = None if cotangent is None else _centred(p, cotangent, axis)
         if 0 in tangents:
             moved = _centred(p, tangents[0], axis)
@@ -50,6 +52,8 @@ class LogSoftmaxRule(AbstractRule):
     @override
     def tangent(self, call: Call, tangents: Stacks) -> Stack:
         stack = tangents[0]
+        if call.output.ndim == 0:
+            return torch.zeros_like(stack)
         return stack - (call.output.exp() * stack).sum(_axis(call), keepdim=True)
 
     @override
@@ -59,6 +63,8 @@ class LogSoftmaxRule(AbstractRule):
         axis = _axis(call)
         p = call.output.exp()
         total: Tensor | None = None
+        if call.output.ndim == 0:
+            return {}
         if cotangent is not None:
             total = cotangent - p * cotangent.sum(axis, keepdim=True)
         if 0 in tangents:
@@ -78,6 +84,8 @@ class LogSumExpRule(AbstractRule):
     @override
     def tangent(self, call: Call, tangents: Stacks) -> Stack:
         axes = _axes(call)
+        if call.inputs[0].ndim == 0:
+            return tangents[0]
         total = (_weights(call) * tangents[0]).sum(axes, keepdim=True)
         return total if call.arguments["keepdim"] else total.reshape(total.shape[0], *call.output.shape)
 
@@ -87,6 +95,8 @@ class LogSumExpRule(AbstractRule):
     ) -> dict[int, Stack]:
         axes, p = _axes(call), _weights(call)
         total: Tensor | None = None
+        if call.inputs[0].ndim == 0:
+            return {} if cotangent is None else {0: cotangent}
         if cotangent is not None:
             total = p * cotangent.reshape(cotangent.shape[0], *_kept(call))
         if 0 in tangents:
@@ -97,6 +107,8 @@ class LogSumExpRule(AbstractRule):
 
 
 def _centred(p: Tensor, stack: Stack, axis: int) -> Stack:
+    if p.ndim == 0:
+        return torch.zeros_like(stack)
     return p * (stack - (p * stack).sum(axis, keepdim=True))
 
 
@@ -106,7 +118,7 @@ def _axis(call: Call) -> int:
 
 
 def _axes(call: Call) -> tuple[int, ...]:
-    ndim = call.inputs[0].ndim
+    ndim = max(1, call.inputs[0].ndim)
     return tuple(int(axis) % ndim - ndim for axis in call.arguments["dim"])
 
 

@@ -21,6 +21,8 @@ CALLS = [
     ("aten.logdet.default", (normal(3, 3) @ normal(3, 3).T + torch.eye(3, dtype=torch.float64),), (0,), None),
     ("aten.linalg_vector_norm.default", (normal(3, 2), 2, [1]), (0,), None),
     ("aten.sort.default", (normal(3, 4),), (0,), 0),
+    ("aten.linalg_inv_ex.default", (normal(3, 3) + 3 * torch.eye(3, dtype=torch.float64),), (0,), 0),
+    ("aten.det.default", (normal(3, 3),), (0,), None),
 ]
 
 
@@ -30,6 +32,37 @@ def test_the_check_passes_where_torch_is_right(
 ) -> None:
     assert not has_rule(op)
     check_rule(make_call(op, args, {}, output=output), GenericRule(), active, "node")
+
+
+@pytest.mark.parametrize(("op", "args", "active", "output"), CALLS, ids=[call[0] for call in CALLS])
+def test_derivatives_equal_those_of_the_whole_jacobian_and_hessian(
+    op: str, args: tuple, active: tuple[int, ...], output: int | None
+) -> None:
+    g = torch.Generator().manual_seed(4)
+    draw = lambda *shape: torch.randn(shape, generator=g, dtype=torch.float64)  # noqa: E731
+    call = make_call(op, args, {}, output=output)
+    call = make_call(op, args, {}, output=output, delta=draw(*call.output.shape))
+    points = tuple(call.inputs[slot] for slot in active)
+    moves = {slot: draw(2, *call.inputs[slot].shape) for slot in active}
+    bent = draw(2, *call.output.shape)
+
+    def inner(*values: torch.Tensor) -> torch.Tensor:
+        return (call.run(*values) * call.delta).sum()
+
+    jacobian = torch.autograd.functional.jacobian(call.run, points)
+    hessian = torch.autograd.functional.hessian(inner, points)
+    count = call.output.numel()
+    maps = [part.reshape(count, -1) for part in jacobian]
+    flat = [moves[slot].reshape(2, -1) for slot in active]
+    rule = GenericRule()
+    pushed = sum(move @ part.T for move, part in zip(flat, maps, strict=True))
+    torch.testing.assert_close(rule.tangent(call, moves).reshape(2, -1), pushed, rtol=1e-11, atol=1e-12)
+    found = rule.cotangent(call, bent, moves, active)
+    for place, slot in enumerate(active):
+        size = points[place].numel()
+        bends = [hessian[place][other].reshape(size, -1) for other in range(len(active))]
+        wanted = bent.reshape(2, -1) @ maps[place] + sum(m @ b.T for m, b in zip(flat, bends, strict=True))
+        torch.testing.assert_close(found[slot].reshape(2, -1), wanted, rtol=1e-11, atol=1e-12)
 
 
 def test_the_check_finds_the_wrong_double_backward_of_weight_norm() -> None:
