@@ -13,9 +13,11 @@ import torch
 
 from disthess import hvp
 from disthess.errors import CertificateError, SecondDerivativeError
+from disthess.graph.perturb import perturbation_differences, perturbation_products
+from disthess.graph.program import build_programs
 from disthess.prepare import Prepared
 from disthess.problem import Problem
-from disthess.reduce.certify import Certificate, certify
+from disthess.reduce.certify import Certificate, certify, certify_activations
 from disthess.reduce.hessian_store import HessianStore
 from disthess.sweep.autograd import gauss_newton_products
 from disthess.types import Part
@@ -74,7 +76,45 @@ def certify_run(store: HessianStore, prepared: Prepared, seed: int) -> tuple[Cer
                 "the model; method='autograd' avoids the sweep, dtype='float64' shows whether it is rounding."
             )
         found.append(result)
+    if store.activations and "hessian" in store.parts and store.certificate("activations") is None:
+        found.append(_certify_activations(store, prepared, problem, seed))
     return tuple(found)
+
+
+def _certify_activations(store: HessianStore, prepared: Prepared, problem: Problem, seed: int) -> Certificate:
+    """Against autograd on the captured operations, and against differences where that disagrees."""
+    tolerance = TOLERANCE["float32" if prepared.rounds_inside else prepared.plan.layout.dtype]
+    programs = prepared.programs
+    if prepared.plan.layout.dtype != "float64":
+        programs = build_programs(problem, frozenset(prepared.names), [entry.name for entry in store.activations])
+
+    def products(block: np.ndarray) -> np.ndarray:
+        return perturbation_products(problem, programs, torch.from_numpy(np.ascontiguousarray(block.T))).numpy().T
+
+    def differences(block: np.ndarray) -> np.ndarray:
+        vectors = torch.from_numpy(np.ascontiguousarray(block.T))
+        return perturbation_differences(problem, programs, vectors, DIFFERENCE_STEPS[0]).numpy().T
+
+    def compare(path: Products, allowed: float, against: str) -> Certificate:
+        return certify_activations(store, path, seed=seed, vectors=VECTORS, tolerance=allowed, against=against)
+
+    try:
+        result = compare(products, tolerance, "reverse-over-reverse products of the captured operations in float64")
+    except (RuntimeError, NotImplementedError):
+        result = None
+    if result is None or not result.passed:
+        result = compare(
+            differences,
+            max(DIFFERENCE_TOLERANCE, tolerance),
+            "central differences of the captured operations in float64",
+        )
+    if not result.passed:
+        raise CertificateError(
+            f"the stored activation blocks disagree with derivatives of the captured operations: relative error "
+            f"{result.worst:.2e}, allowed {result.tolerance:.0e}; symmetry defect {result.symmetry:.2e}. The store must not be "
+            "used. Please report the model."
+        )
+    return result
 
 
 def _products(problem: Problem, names: tuple[str, ...], part: Part) -> Products | None:

@@ -42,6 +42,8 @@ def fingerprint(problem: Problem, names: Sequence[str], plan: Plan) -> dict[str,
         "method": plan.method,
         "sharing": plan.sharing,
         "sweeps": [f"{s.source}: {s.basis}, stack {s.stack}, microbatch {s.samples}" for s in plan.sources],
+        "activations": [entry.name for entry in layout.activations],
+        "activations per sample": bool(layout.activation_samples),
         "tiles": len(layout.tiles),
     }
 

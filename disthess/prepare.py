@@ -22,7 +22,7 @@ from disthess.preflight import check_dtype, check_parameters, check_problem
 from disthess.problem import Parameter, Problem, batch_tensors, sample_count
 from disthess.store.layout import ParameterSpec
 from disthess.sweep.check import check_rules
-from disthess.sweep.workload import SourceCounter, parameter_targets, primal_entries
+from disthess.sweep.workload import SourceCounter, parameter_targets, primal_entries, with_activations
 from disthess.types import ITEM_BYTES, PARTS, DType, Part
 
 
@@ -42,6 +42,8 @@ class Options:
     device: str | None = None
     memory_bytes: int | None = None
     address: str | None = None
+    activations: str | Sequence[str] | None = None
+    activations_per_sample: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prep
     names = select_parameters(bound, options.parameters)
     if checked:
         check_problem(bound, names)
-    programs, method, reason = _capture(bound, names, options.method, checked)
+    programs, method, reason = _capture(bound, names, options, checked)
     if method == "autograd" and checked:
         # A model that torch cannot differentiate twice is refused here, before a store is made.
         hvp.hessian_vector_products(bound, names, torch.ones(1, _count(bound, names), dtype=bound.dtype))
@@ -103,6 +105,8 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prep
     if inside:
         reason += f"; the model itself casts to float32 at {inside}, so that nothing beyond float32 is certain"
     workload = _workload(bound, names, programs, dtype)
+    if programs:
+        workload = with_activations(workload, programs, options.activations_per_sample)
     workers, threads = _crew(options)
     request = PlanRequest(
         tuple(options.parts),
@@ -127,7 +131,7 @@ def select_parameters(problem: Problem, wanted: str | Sequence[str] | None) -> t
     trainable = problem.parameters()
     if wanted is None:
         return tuple(parameter.name for parameter in trainable)
-    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    patterns = _patterns(wanted)
     chosen: set[str] = set()
     for pattern in patterns:
         found = {p.name for p in trainable if any(fnmatch.fnmatchcase(name, pattern) for name in (p.name, *p.aliases))}
@@ -142,19 +146,32 @@ def select_parameters(problem: Problem, wanted: str | Sequence[str] | None) -> t
 
 
 def _capture(
-    problem: Problem, names: tuple[str, ...], method: str, checked: bool
+    problem: Problem, names: tuple[str, ...], options: Options, checked: bool
 ) -> tuple[tuple[Program, ...], Method, str]:
+    method = options.method
+    activations = _patterns(options.activations)
     if method == "autograd":
+        _refuse_activations(activations, "method='autograd' was asked for, which knows no nodes. Use method='auto'.")
         return (), "autograd", "asked for"
     try:
-        programs = build_programs(problem, frozenset(names))
+        programs = build_programs(problem, frozenset(names), activations)
         if checked:
             check_rules(problem, programs)
     except GraphError as reason:
         if method == "graph":
             raise
+        _refuse_activations(activations, f"the model cannot be captured: {reason}")
         return (), "autograd", f"the graph method is not available ({_clip(str(reason))})"
     return programs, "graph", "captured by torch.export" if method == "auto" else "asked for"
+
+
+def _patterns(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    return () if given is None else (given,) if isinstance(given, str) else tuple(given)
+
+
+def _refuse_activations(activations: Sequence[str], why: str) -> None:
+    if activations:
+        raise ConfigError(f"activation blocks need the captured graph, and {why}")
 
 
 def _count(problem: Problem, names: tuple[str, ...]) -> int:

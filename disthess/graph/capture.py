@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -22,6 +22,7 @@ from disthess.errors import GraphError
 from disthess.graph.export import FlatObjective, batch_size, export_objective
 from disthess.graph.ir import BatchAxis, Graph, Node, Ref
 from disthess.graph.names import name_nodes
+from disthess.graph.select import select_activations
 from disthess.problem import Problem, batch_tensors
 
 
@@ -40,26 +41,28 @@ class Capture:
     note: str
 
 
-def capture(problem: Problem, batch: Any, selected: frozenset[str]) -> Capture:
+def capture(problem: Problem, batch: Any, selected: frozenset[str], activations: Sequence[str] = ()) -> Capture:
     """Export the objective on one batch and turn it into a `Graph`.
 
     Args:
         problem: In the dtype and on the device wanted.
         batch: The example; its batch dimension is made dynamic where the model allows it.
         selected: First names of the parameters whose Hessian is wanted; others are constants.
+        activations: Names or globs of the nodes and modules whose activation Hessian is wanted.
 
     Returns:
         The graph, with batch axes, liveness and the model's boundary.
 
     Raises:
         GraphError: ``torch.export`` cannot capture the objective, with its reason in a sentence.
+        ConfigError: An activation is not known.
     """
     module = FlatObjective(problem.module(), batch)
     tensors = batch_tensors(batch)
     samples = batch_size(tensors)
     program, note = export_objective(module, tensors, samples)
     builder = _Builder(problem, program, selected, dynamic=not note)
-    return builder.build(samples if not note else 1, note)
+    return builder.build(samples if not note else 1, note, activations)
 
 
 @final
@@ -82,7 +85,7 @@ class _Builder:
         self._constants: dict[int, Tensor] = {}
         self._symbol: Any = None
 
-    def build(self, samples: int, note: str) -> Capture:
+    def build(self, samples: int, note: str, activations: Sequence[str]) -> Capture:
         self._leaves()
         for fx_node in self._program.graph.nodes:
             if fx_node.op == "call_function":
@@ -91,9 +94,11 @@ class _Builder:
                 self._add_constant(fx_node, fx_node.name, getattr(self._program.graph_module, str(fx_node.target)))
         loss = self._loss()
         loss = self._prune(loss)
-        live = _live(self._nodes, loss)
         nodes = name_nodes(self._nodes, self._modules)
-        nodes = tuple(_with(node, live=index in live) for index, node in enumerate(nodes))
+        nodes = tuple(_with(node, module=module) for node, module in zip(nodes, self._modules, strict=True))
+        asked = select_activations(nodes, loss, activations)
+        live = _live(nodes, asked)
+        nodes = tuple(_with(node, live=node.index in live, asked=node.index in asked) for node in nodes)
         nodes, boundary = self._boundary(nodes)
         graph = Graph(nodes, loss, samples, False, self._dynamic, "", boundary)
         return Capture(graph, self._constants, note)
@@ -266,10 +271,10 @@ def _renumber(value: Any, new: Mapping[int, int]) -> Any:
     return tuple(_renumber(entry, new) for entry in value) if isinstance(value, tuple) else value
 
 
-def _live(nodes: list[Node], loss: int) -> set[int]:
+def _live(nodes: Sequence[Node], asked: frozenset[int]) -> set[int]:
     live: set[int] = set()
     for node in nodes:
-        depends = node.kind == "op" and any(ref in live for ref in node.refs())
+        depends = node.index in asked or (node.kind == "op" and any(ref in live for ref in node.refs()))
         if depends and (node.dtype.startswith("complex") or node.dtype in ("float16", "bfloat16")):
             raise GraphError(
                 f"the objective passes through {node.dtype} values ({node.op}), which the sweep does not follow. Compute in real "

@@ -15,7 +15,7 @@ NodeKind = Literal["use", "input", "constant", "size", "op"]
 ``size``: an integer computed from shapes; ``op``: an operation that yields a tensor."""
 
 Region = Literal["fixed", "weight", "sample", "total"]
-"""How a node depends on parameters and samples: ``fixed`` not on parameters; ``weight`` on parameters but on no sample;
+"""How a node depends on parameters and samples: ``fixed`` is not live; ``weight`` depends on parameters but on no sample;
 ``sample`` has a batch axis along which samples do not mix; ``total`` mixes samples (the loss and what leads to it)."""
 
 
@@ -64,7 +64,9 @@ class Node:
         batch: Batch axis, or None.
         region: See `Region`.
         in_model: Whether it lies inside the model (before the model's outputs), as opposed to the loss.
-        live: Whether it depends on a parameter asked for and the objective depends on it.
+        live: Whether it depends on a parameter or an activation asked for, and the objective depends on it.
+        module: Path of the module it came from: ``model``, ``model.fc1``; empty outside the model.
+        asked: Whether its activation Hessian is asked for.
     """
 
     index: int
@@ -80,6 +82,8 @@ class Node:
     region: Region = "fixed"
     in_model: bool = True
     live: bool = False
+    module: str = ""
+    asked: bool = False
 
     def refs(self) -> tuple[int, ...]:
         """Indices of the nodes it reads, in argument order, with repetitions."""

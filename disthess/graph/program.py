@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,18 +47,20 @@ def _moved(value: Any, device: torch.device) -> Any:
     return tuple(_moved(entry, device) for entry in value) if isinstance(value, tuple) else value
 
 
-def build_programs(problem: Problem, selected: frozenset[str]) -> tuple[Program, ...]:
+def build_programs(problem: Problem, selected: frozenset[str], activations: Sequence[str] = ()) -> tuple[Program, ...]:
     """One program per batch, shared between batches of the same shape (any batch size where that is dynamic).
 
     Args:
         problem: In the dtype and on the device wanted.
         selected: First names of the parameters whose Hessian is wanted.
+        activations: Names or globs of the nodes and modules whose activation Hessian is wanted.
 
     Returns:
         In the order of ``problem.batches``.
 
     Raises:
         GraphError: A batch cannot be captured, or a captured graph does not reproduce the eager objective.
+        ConfigError: An activation is not known.
     """
     parameters = {parameter.name: parameter.tensor for parameter in problem.parameters()}
     found: dict[tuple[object, ...], Program] = {}
@@ -69,7 +71,7 @@ def build_programs(problem: Problem, selected: frozenset[str]) -> tuple[Program,
         exact = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
         program = found.get(exact) or (found.get(loose) if inputs and inputs[0].ndim and len(inputs[0]) > 1 else None)
         if program is None:
-            taken = capture(problem, batch, selected)
+            taken = capture(problem, batch, selected, activations)
             graph = decide_independence(taken.graph, parameters, inputs, taken.constants, taken.note)
             program = Program(graph, taken.constants)
             found[exact] = program

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from disthess.graph.ir import Graph, Node
 
 
@@ -26,6 +28,15 @@ def live_uses(graph: Graph) -> tuple[Node, ...]:
             if graph.nodes[ref].kind == "use" and graph.nodes[ref].live:
                 first.setdefault(ref, node.index)
     return tuple(graph.nodes[leaf] for leaf in sorted(first, key=lambda leaf: (first[leaf], leaf)))
+
+
+def leading_to(graph: Graph, targets: Iterable[int]) -> tuple[int, ...]:
+    """Nodes that a reverse wave passes on its way to any of ``targets`` (themselves included), from the loss down."""
+    passed = set(targets)
+    for node in graph.nodes[min(passed, default=len(graph.nodes)) :]:
+        if node.live and node.region != "total" and any(ref in passed for ref in node.refs()):
+            passed.add(node.index)
+    return tuple(sorted(passed, reverse=True))
 
 
 def print_graph(graph: Graph) -> str:

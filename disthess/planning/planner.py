@@ -14,14 +14,24 @@ from typing import Literal, final
 from disthess.errors import PlanError
 from disthess.planning.memory import tile_memory_bytes, worker_memory_bytes
 from disthess.planning.plan import Plan
-from disthess.planning.source import Basis, SourcePlan
-from disthess.planning.tiling import RowTiling, choose_basis, output_cost, parameter_cost, source_plan, tile_rows
+from disthess.planning.source import Basis, SourcePlan, activation_source
+from disthess.planning.tiling import (
+    RowTiling,
+    activation_cost,
+    choose_basis,
+    output_cost,
+    parameter_cost,
+    source_plan,
+    tile_rows,
+)
 from disthess.planning.workload import SourceCost, Workload
 from disthess.store.layout import Layout, PanelKind, PanelSpec, Tile
 from disthess.types import DType, Part, Span
 
 Sharing = Literal["auto", "uses", "sum"]
 Method = Literal["graph", "autograd"]
+
+_COSTS = {"output": output_cost, "activation": activation_cost}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,6 +96,9 @@ class _Planner:
         else:
             for cost in self._work.sources:
                 self._source(cost, [("panels", self._targets(cost.parameter), True)])
+        for position, cost in enumerate(self._work.activation_sources):
+            later = tuple((entry.name, entry.numel) for entry in self._work.activations[position:])
+            self._source(cost, [("activations", later, False)])
         tiles = self._order()
         layout = Layout(
             self._work.parameters,
@@ -94,6 +107,8 @@ class _Planner:
             tiles,
             self._request.parts,
             self._request.dtype,
+            self._work.activations,
+            self._work.activation_samples,
         )
         return Plan(
             title=self._work.title,
@@ -184,7 +199,7 @@ class _Planner:
         parts = len(self._request.parts)
         basis = self._basis(cost)
         widest = max(sum(size for _, size in targets) for _, targets, _ in outputs)
-        tiling = self._tiling(cost, widest, cost.unit_rows if basis == "output" else 1)
+        tiling = self._tiling(cost, widest, cost.unit_rows if basis in ("output", "activation") else 1)
         plan = source_plan(cost, basis, tiling.rows, self._work.largest_batch, self._work.dtype_bytes)
         self._plans.append(plan)
         panels = []
@@ -193,7 +208,7 @@ class _Planner:
             panels.append(self._panel(kind, name, cost.rows, targets, tiling, diagonal, False))
             self._panels.append(panels[-1])
         self._outputs[cost.source] = [(panel.kind, panel.index) for panel in panels]
-        whole = output_cost(cost, parts) if basis == "output" else parameter_cost(cost, parts)
+        whole = _COSTS.get(basis, parameter_cost)(cost, parts)
         for start in range(0, cost.rows, tiling.rows):
             span = Span(start, min(start + tiling.rows, cost.rows))
             written = sum(span.size * (panel.columns - panel.first_column(start)) for panel in panels)
@@ -204,6 +219,8 @@ class _Planner:
             self._tiles.append((cost.level, Tile(0, cost.source, span, 0, 0, flops, written, memory)))
 
     def _basis(self, cost: SourceCost) -> Basis:
+        if cost.source == activation_source(cost.parameter):
+            return "activation"
         if self._request.method == "autograd":
             return "autograd"
         if self._request.basis == "parameter" or cost.units == 0:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Basis = Literal["output", "parameter", "autograd"]
-"""Tangents start from unit vectors of the node's *output*, or of the *parameter*; ``autograd`` sweeps no graph."""
+Basis = Literal["output", "parameter", "activation", "autograd"]
+"""Tangents start from unit vectors of the node's *output*, or of the *parameter*; for activation blocks from unit vectors of the
+*activation* of every sample; ``autograd`` sweeps no graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,13 +15,15 @@ class SourcePlan:
     """One source's sweep.
 
     Attributes:
-        source: Parameter name; or a use's name where uses are swept apart.
-        parameter: Name of its parameter.
+        source: Parameter name; a use's name where uses are swept apart; `activation_source` of a node.
+        parameter: Name of its parameter; of an activation, name of its node.
         uses: Names of the uses it starts from.
         basis: See `Basis`.
-        stack: Tangents swept together (output basis: output units, each for all rows of a sample).
+        stack: Tangents swept together (output basis: output units, each for all rows of a sample;
+            activations: entries, each for all samples).
         samples: Samples per microbatch.
-        unit_rows: Panel rows that one unit of the stack yields (output basis: inputs of the layer; else 1).
+        unit_rows: Panel rows that one unit of the stack yields (output basis: inputs of the layer; activations kept per
+            sample: samples; else 1).
     """
 
     source: str
@@ -30,3 +33,12 @@ class SourcePlan:
     stack: int
     samples: int
     unit_rows: int
+
+
+def activation_source(node: str) -> str:
+    """Name of the source that a node's activation is; a parameter's name holds no such colon.
+
+    >>> activation_source("fc1")
+    'activation:fc1'
+    """
+    return f"activation:{node}"

@@ -53,6 +53,11 @@ def parameter_cost(cost: SourceCost, parts: int) -> int:
     return cost.rows * parts * (cost.propagation + cost.summed_targets)
 
 
+def activation_cost(cost: SourceCost, parts: int) -> int:
+    """Multiply-adds per sample for all rows of an activation: one sweep per entry."""
+    return cost.units * parts * cost.propagation
+
+
 def output_cost(cost: SourceCost, parts: int) -> int:
     """Multiply-adds per sample for all rows, output basis: sweeps of the units, and the products with the inputs."""
     products = cost.columns * cost.unit_rows
@@ -105,7 +110,7 @@ def source_plan(cost: SourceCost, basis: Basis, tile: int, largest_batch: int, d
         largest_batch: Samples of the largest batch.
         dtype_bytes: Bytes per number.
     """
-    unit_rows = cost.unit_rows if basis == "output" else 1
+    unit_rows = cost.unit_rows if basis in ("output", "activation") else 1
     tangents = cost.unit_tangents if basis == "output" else 1
     entries = max(1, cost.tangent_entries + 2 * cost.front_entries + cost.apart_entries)
     room = max(1, STACK_BYTES // (entries * dtype_bytes * tangents))

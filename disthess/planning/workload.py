@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from disthess.store.layout import ParameterSpec
+from disthess.store.layout import ActivationSpec, ParameterSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +17,9 @@ class SourceCost:
         uses: The uses it starts from.
         level: Longest path to the loss.
         rows: ``p_source``.
-        units: Output units, 0 where there is no output basis.
-        unit_rows: Inputs of the layer (rows per output unit), 0 where there is no output basis.
+        units: Output units, 0 where there is no output basis; entries of an activation.
+        unit_rows: Inputs of the layer (rows per output unit), 0 where there is no output basis; of an activation, samples that
+            its rows are kept for.
         unit_tangents: Rows of one sample at the output; an output unit takes that many tangents.
         propagation: Forward pass and reverse wave, without what is done at target leaves.
         summed_targets: Cotangents of all target leaves, summed over samples (parameter basis).
@@ -66,6 +67,9 @@ class Workload:
         model_bytes: Parameters, buffers and batches on one worker.
         primal_bytes: Values and deltas of every node on all batches.
         dtype_bytes: Bytes per number.
+        activations: Nodes whose activation blocks are asked for.
+        activation_sources: Cost of each of them as a source.
+        activation_samples: Samples their blocks are kept for one by one, or 0.
     """
 
     title: str
@@ -81,3 +85,6 @@ class Workload:
     model_bytes: int
     primal_bytes: int
     dtype_bytes: int
+    activations: tuple[ActivationSpec, ...] = ()
+    activation_sources: tuple[SourceCost, ...] = ()
+    activation_samples: int = 0

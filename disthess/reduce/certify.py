@@ -22,7 +22,7 @@ class Certificate:
     """Agreement of a store with an independent path.
 
     Attributes:
-        part: Which part.
+        part: Which part; ``activations`` for the activation blocks.
         errors: ``|H x - hvp(x)| / |hvp(x)|`` for each random x (absolute where the product is zero).
         worst: The largest of them.
         symmetry: Largest ``|H_ij - H_ji|`` inside diagonal squares of parameters and uses, relative to the largest entry there.
@@ -34,7 +34,7 @@ class Certificate:
         seconds: It took.
     """
 
-    part: Part
+    part: str
     errors: tuple[float, ...]
     worst: float
     symmetry: float
@@ -77,14 +77,72 @@ def certify(
     """
     started = time.perf_counter()
     block = np.random.default_rng(seed).standard_normal((store.numel, vectors))
-    wanted = products(block)
     found = store.symmetric_operator(part).matmat(block)
+    symmetry = _asymmetry(PanelReader(store.store, part))
+    result = _judge(found, products(block), part, symmetry, tolerance, against, store, seed, started)
+    store.store.write_result(f"certificate/{part}", {}, dataclasses.asdict(result))
+    return result
+
+
+def certify_activations(
+    store: HessianStore,
+    products: Callable[[np.ndarray], np.ndarray],
+    *,
+    seed: int,
+    vectors: int,
+    tolerance: float,
+    against: str,
+) -> Certificate:
+    """Compare all activation blocks, as one symmetric matrix over the nodes, with products of an independent path.
+
+    Args:
+        store: Complete, with the hessian part.
+        products: ``[D, k]`` to ``[D, k]`` in float64, D the sum of the activations' sizes.
+        seed: Of the random vectors.
+        vectors: How many.
+        tolerance: Largest relative error that passes.
+        against: What ``products`` is, for the record.
+
+    Returns:
+        The certificate, saved as ``certificate/activations``; its symmetry is that of the nodes' own blocks, both triangles of
+        which are computed and stored.
+    """
+    started = time.perf_counter()
+    ends = np.cumsum([0, *(entry.numel for entry in store.activations)]).tolist()
+    block = np.random.default_rng(seed).standard_normal((ends[-1], vectors))
+    found = np.zeros_like(block)
+    defect = largest = np.float64(0.0)
+    for i, v in enumerate(store.activations):
+        for j, w in enumerate(store.activations[i:], start=i):
+            values = store.activation_block(v.name, w.name).astype(np.float64)
+            found[ends[i] : ends[i + 1]] += values @ block[ends[j] : ends[j + 1]]
+            if i == j:
+                defect = np.maximum(defect, np.abs(values - values.T).max(initial=0.0))
+                largest = np.maximum(largest, np.abs(values).max(initial=0.0))
+            else:
+                found[ends[j] : ends[j + 1]] += values.T @ block[ends[i] : ends[i + 1]]
+    symmetry = float(defect / largest) if largest else 0.0
+    result = _judge(found, products(block), "activations", symmetry, tolerance, against, store, seed, started)
+    store.store.write_result("certificate/activations", {}, dataclasses.asdict(result))
+    return result
+
+
+def _judge(
+    found: np.ndarray,
+    wanted: np.ndarray,
+    part: str,
+    symmetry: float,
+    tolerance: float,
+    against: str,
+    store: HessianStore,
+    seed: int,
+    started: float,
+) -> Certificate:
     scale = np.linalg.norm(wanted, axis=0)
     scale[scale < 1e-12 * max(1.0, float(np.abs(found).max(initial=0.0)))] = 1.0
     errors = np.linalg.norm(found - wanted, axis=0) / scale
-    symmetry = _asymmetry(PanelReader(store.store, part))
     worst = float(errors.max(initial=0.0))
-    result = Certificate(
+    return Certificate(
         part=part,
         errors=tuple(float(error) for error in errors),
         worst=worst,
@@ -96,8 +154,6 @@ def certify(
         seed=seed,
         seconds=time.perf_counter() - started,
     )
-    store.store.write_result(f"certificate/{part}", {}, dataclasses.asdict(result))
-    return result
 
 
 def _asymmetry(reader: PanelReader) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, Literal, final
 
 import dask.array as da
 import numpy as np
@@ -11,11 +11,13 @@ from scipy.sparse.linalg import LinearOperator
 
 from disthess.errors import StoreError
 from disthess.linalg.operator import AbstractSymmetricOperator, to_scipy
+from disthess.reduce.activations import ActivationReader
 from disthess.reduce.arrays import PanelReader, block, lazy_block, lazy_matrix
 from disthess.reduce.certify import Certificate
 from disthess.reduce.norms import BlockTable, block_table
 from disthess.reduce.operator import StoreOperator
-from disthess.store.layout import Layout, ParameterSpec
+from disthess.reduce.uses import UseReader
+from disthess.store.layout import ActivationSpec, Layout, ParameterSpec
 from disthess.store.store import Store
 from disthess.types import Part
 
@@ -103,6 +105,56 @@ class HessianStore:
         first, second = reader.resolve(a), reader.resolve(b)
         return lazy_block(reader, first, second) if lazy else block(reader, first, second)
 
+    def uses(self) -> tuple[str, ...]:
+        """Names of all uses, ``parameter@node``, in topological order within each parameter."""
+        return tuple(use for parameter in self.parameters for use in parameter.uses)
+
+    def use_block(self, a: str, b: str, part: Part = "hessian") -> np.ndarray:
+        """``H_ab``: the share of two single uses in the blocks of their parameters.
+
+        The block of parameters is the sum over all pairs of their uses; a pair of uses at two places is what ties them.
+
+        Args:
+            a: Use of the rows, ``parameter@node``.
+            b: Use of the columns.
+            part: ``hessian``, ``ggn`` or ``residual``.
+
+        Returns:
+            ``[numel of a, numel of b]``.
+
+        Raises:
+            UnknownNameError: No such use; near names are offered.
+            StoreError: The store has only sums over uses (``shared="sum"``), or not that part, or tiles are missing.
+        """
+        return UseReader(self.store).block(a, b, part)
+
+    @property
+    def activations(self) -> tuple[ActivationSpec, ...]:
+        """Nodes whose activation blocks are stored, in topological order."""
+        return self.layout.activations
+
+    def activation_block(self, v: str, w: str, part: Part = "hessian", per_sample: bool = False) -> np.ndarray:
+        """``H^f_vw = sum_n d2 L / d eps_v^n d eps_w^n`` with ``f = g(...) + eps`` at both nodes, n over samples.
+
+        This is the perturbation semantics: symmetric, and independent of the order of nodes. For a mean loss the sum is the
+        mean of the per-sample blocks of the per-sample losses. Samples that are coupled count as one, stacked.
+
+        Args:
+            v: Node of the rows, or a module whose output it is.
+            w: Node of the columns, likewise.
+            part: ``hessian``, ``ggn`` or ``residual``.
+            per_sample: The terms of the sum, where they were kept (``activations_per_sample=True``).
+
+        Returns:
+            ``[d_v, d_w]``, or ``[n, d_v, d_w]``; a sample's value flattened row-major.
+
+        Raises:
+            UnknownNameError: No such activation; near names are offered.
+            StoreError: None are stored, or not per sample, or tiles are missing.
+        """
+        reader = ActivationReader(self.store, part)
+        return reader.block(reader.resolve(v), reader.resolve(w), per_sample)
+
     def dask(self, part: Part = "hessian") -> da.Array:
         """The whole matrix, ``[P, P]``, as a Dask array."""
         return lazy_matrix(PanelReader(self.store, part))
@@ -144,8 +196,8 @@ class HessianStore:
         """Frobenius norm of every block and trace of every diagonal one."""
         return block_table(PanelReader(self.store, part))
 
-    def certificate(self, part: Part = "hessian") -> Certificate | None:
-        """The certificate of a part, or None if the run ended before it."""
+    def certificate(self, part: Part | Literal["activations"] = "hessian") -> Certificate | None:
+        """The certificate of a part or of the activation blocks, or None if the run ended before it."""
         name = f"certificate/{part}"
         if not self.store.has_result(name):
             return None

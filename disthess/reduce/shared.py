@@ -16,6 +16,7 @@ import dask
 import dask.array as da
 import numpy as np
 
+from disthess.reduce.uses import UseReader
 from disthess.store.layout import PanelSpec, ParameterSpec
 from disthess.store.store import Store
 from disthess.types import Part, Span
@@ -30,20 +31,20 @@ def reduce_shared(store: Store) -> None:
     Raises:
         StoreError: A tile is missing, or the disk is full.
     """
-    uses = _UsePanels(store)
+    sums = _Sums(store)
     for panel in store.layout.panels:
         if panel.reduced:
             for part in store.layout.parts:
                 for start in range(0, panel.rows, panel.row_chunk):
                     rows = Span(start, min(start + panel.row_chunk, panel.rows))
-                    store.write_rows(panel, part, start, uses.rows(panel, part, rows))
+                    store.write_rows(panel, part, start, sums.rows(panel, part, rows))
 
 
 @final
-class _UsePanels:
+class _Sums:
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._panels = {panel.source: panel for panel in store.layout.panels if panel.kind == "uses"}
+        self._uses = UseReader(store)
         self._parameters = {parameter.name: parameter for parameter in store.layout.parameters}
 
     def rows(self, panel: PanelSpec, part: Part, rows: Span) -> np.ndarray:
@@ -63,37 +64,5 @@ class _UsePanels:
         return functools.reduce(operator.add, terms)
 
     def _lazy(self, a: str, b: str, part: Part, rows: Span, columns: Span) -> da.Array:
-        loaded: Any = dask.delayed(self._pair, pure=False)(a, b, part, rows, columns)
+        loaded: Any = dask.delayed(self._uses.pair, pure=False)(a, b, part, rows, columns)
         return da.from_delayed(loaded, shape=(rows.size, columns.size), dtype=self._store.layout.dtype)
-
-    def _pair(self, a: str, b: str, part: Part, rows: Span, columns: Span) -> np.ndarray:
-        """``H_ab[rows, columns]``."""
-        if a == b:
-            return self._own(self._panels[a], part, rows, columns)
-        if a in self._panels and b in dict(self._panels[a].targets):
-            return self._region(self._panels[a], b, part, rows, columns)
-        return self._region(self._panels[b], a, part, columns, rows).T
-
-    def _region(self, panel: PanelSpec, target: str, part: Part, rows: Span, columns: Span) -> np.ndarray:
-        offset = panel.column_span(target).start
-        return self._store.read(panel, part, rows, Span(offset + columns.start, offset + columns.stop))
-
-    def _own(self, panel: PanelSpec, part: Part, rows: Span, columns: Span) -> np.ndarray:
-        """A use's own square from its upper triangle; columns run from at most ``rows.start`` to the end.
-
-        The summed panel's row chunks need not be the use's: rows are read chunk by chunk of the use, each from its own
-        first row on, because what lies left of that is not always stored.
-        """
-        upper = np.zeros((rows.size, columns.stop - rows.start), dtype=self._store.layout.dtype)
-        start = rows.start
-        while start < rows.stop:
-            stop = min(rows.stop, (start // panel.row_chunk + 1) * panel.row_chunk)
-            piece = self._store.read(panel, part, Span(start, stop), Span(start, columns.stop))
-            upper[start - rows.start : stop - rows.start, start - rows.start :] = piece
-            start = stop
-        square = np.triu(upper[:, : rows.size])
-        upper[:, : rows.size] = square + np.triu(square, 1).T
-        if columns.start == rows.start:
-            return upper
-        before = self._store.read(panel, part, Span(columns.start, rows.start), rows)
-        return np.concatenate([before.T, upper], axis=1)

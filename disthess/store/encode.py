@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from disthess.store.layout import Layout, PanelKind, PanelSpec, ParameterSpec, Tile
+from disthess.store.layout import ActivationSpec, Layout, PanelKind, PanelSpec, ParameterSpec, Tile
 from disthess.types import DType, Part, Span
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -54,6 +54,11 @@ def layout_to_json(layout: Layout) -> dict[str, Any]:
         "outputs": [
             {"source": source, "panels": [[kind, index] for kind, index in keys]} for source, keys in layout.outputs
         ],
+        "activations": [
+            {"name": entry.name, "modules": list(entry.modules), "shape": list(entry.shape)}
+            for entry in layout.activations
+        ],
+        "activation_samples": layout.activation_samples,
         "tiles": {
             "columns": ["source", "start", "stop", "wave", "flops", "written_bytes"],
             "rows": [
@@ -81,6 +86,8 @@ def layout_from_json(value: Mapping[str, Any]) -> Layout:
         tiles=tuple(_tile(index, row) for index, row in enumerate(value["tiles"]["rows"])),
         parts=tuple(cast(Part, part) for part in value["parts"]),
         dtype=cast(DType, value["dtype"]),
+        activations=tuple(_activation(entry) for entry in value.get("activations", ())),
+        activation_samples=int(value.get("activation_samples", 0)),
     )
 
 
@@ -131,6 +138,10 @@ def _parameter(entry: Mapping[str, Any]) -> ParameterSpec:
         rank=int(entry["rank"]),
         uses=tuple(entry["uses"]),
     )
+
+
+def _activation(entry: Mapping[str, Any]) -> ActivationSpec:
+    return ActivationSpec(str(entry["name"]), tuple(entry["modules"]), tuple(int(size) for size in entry["shape"]))
 
 
 def _panel(entry: Mapping[str, Any]) -> PanelSpec:

@@ -11,12 +11,13 @@ the transpose of an earlier tile and is never written.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from disthess.types import DType, Part, Span
 
-PanelKind = Literal["panels", "uses"]
+PanelKind = Literal["panels", "uses", "activations"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,27 @@ class ParameterSpec:
     @property
     def numel(self) -> int:
         """Number of entries."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationSpec:
+    """One node whose activation Hessian is stored.
+
+    Attributes:
+        name: Name of the node.
+        modules: Paths of the modules it is the (only) output of.
+        shape: Shape of one sample's value; of the whole batch's where samples are coupled.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +70,10 @@ class PanelSpec:
     """One stored 2-D array per part: rows of ``source`` against ``targets``, at ``{kind}/{part}/{index}``.
 
     Attributes:
-        kind: ``panels`` (source and targets are parameters) or ``uses`` (source and targets are uses).
+        kind: ``panels`` (source and targets are parameters), ``uses`` (source and targets are uses) or ``activations`` (nodes).
         index: Number of the panel within its kind; names the array, so that any parameter name is allowed.
-        source: Parameter or use name.
-        rows: Number of rows, ``p_source``.
+        source: Parameter, use or node name.
+        rows: Number of rows, ``p_source``; of activations kept per sample, the node's size times the samples, entry-major.
         targets: (name, numel) of each target, in column order.
         row_chunk: Rows per chunk.
         column_chunk: Columns per chunk.
@@ -140,6 +158,8 @@ class Layout:
         tiles: Row ranges, in ledger order; ``owner`` and the projections are left out of ``identity``.
         parts: Which parts are stored.
         dtype: Of every panel.
+        activations: Nodes whose activation Hessian is stored, in topological order.
+        activation_samples: Samples that their blocks are kept for one by one; 0 where the sums over samples are kept.
     """
 
     parameters: tuple[ParameterSpec, ...]
@@ -148,6 +168,8 @@ class Layout:
     tiles: tuple[Tile, ...]
     parts: tuple[Part, ...]
     dtype: DType
+    activations: tuple[ActivationSpec, ...] = ()
+    activation_samples: int = 0
 
     @property
     def numel(self) -> int:

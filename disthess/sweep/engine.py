@@ -7,7 +7,7 @@ whoever computes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import final
 
 import numpy as np
@@ -18,10 +18,12 @@ from typing_extensions import override
 from disthess.errors import GraphError
 from disthess.graph.batch import rows_from_sample
 from disthess.graph.ir import Graph
+from disthess.graph.waves import leading_to
 from disthess.planning.source import SourcePlan
 from disthess.rules.base import Stack
 from disthess.store.layout import Layout, PanelSpec
 from disthess.sweep.abstract import AbstractEngine
+from disthess.sweep.activation import ActivationSink, Place, activation_targets, unit_activations
 from disthess.sweep.buffers import Buffers
 from disthess.sweep.frame import Frame
 from disthess.sweep.panel import OutputSink, ParameterSink, SymmetricBlock, Targets
@@ -53,6 +55,7 @@ class GraphEngine(AbstractEngine):
         self._layout = layout
         self._sources = sources
         self._frames: dict[tuple[int, int, int], Frame] = {}
+        self._ways: dict[tuple[int, str], tuple[int, ...]] = {}
 
     @override
     def compute(self, source: str, span: Span) -> dict[Part, list[np.ndarray]]:
@@ -60,7 +63,7 @@ class GraphEngine(AbstractEngine):
         panels = self._layout.panels_of(source)
         apart = any(panel.kind == "uses" for panel in panels)
         units = Span(span.start // plan.unit_rows, -(-span.stop // plan.unit_rows))
-        like = self._parameters[plan.parameter]
+        like = next(iter(self._parameters.values()))
         skip = min(panel.first_column(span.start) if panel.diagonal else 0 for panel in panels) // plan.unit_rows
         buffers = {part: Buffers(units.size * plan.unit_rows, like) for part in self._layout.parts}
         with torch.no_grad():
@@ -87,14 +90,38 @@ class GraphEngine(AbstractEngine):
         skip: int,
         buffers: Mapping[Part, Buffers],
     ) -> None:
+        if plan.basis == "activation":
+            self._activation_block(plan, panels, block, offset, buffers)
+            return
         for number, primal in enumerate(self._primals):
             leaves = _source_leaves(primal.graph, plan)
             targets = _targets(primal.graph, panels, apart)
+            passed = self._passed(number, plan.source, targets.keys)
             for frame in self._microbatches(number, plan.samples):
                 if plan.basis == "parameter":
-                    self._parameter_block(frame, plan, leaves, targets, block, offset, buffers)
+                    self._parameter_block(frame, plan, leaves, targets, passed, block, offset, buffers)
                 else:
-                    self._output_block(frame, leaves[0], targets, block, offset, skip, buffers)
+                    self._output_block(frame, leaves[0], targets, passed, block, offset, skip, buffers)
+
+    def _activation_block(
+        self, plan: SourcePlan, panels: Sequence[PanelSpec], block: Span, offset: int, buffers: Mapping[Part, Buffers]
+    ) -> None:
+        before = 0
+        for number, primal in enumerate(self._primals):
+            source, targets = activation_targets(primal.graph, panels[0])
+            passed = self._passed(number, plan.source, targets)
+            for frame in self._microbatches(number, plan.samples):
+                tangents = forward(frame, {source: unit_activations(frame, source, block)})
+                for part, held in buffers.items():
+                    place = Place(offset, self._layout.activation_samples, before + frame.span.start)
+                    reverse(frame, tangents, part, passed, ActivationSink(targets, held, place))
+            before += primal.samples
+
+    def _passed(self, number: int, source: str, targets: Iterable[int]) -> tuple[int, ...]:
+        key = (number, source)
+        if key not in self._ways:
+            self._ways[key] = leading_to(self._primals[number].graph, targets)
+        return self._ways[key]
 
     def _microbatches(self, number: int, size: int) -> Iterator[Frame]:
         primal = self._primals[number]
@@ -110,6 +137,7 @@ class GraphEngine(AbstractEngine):
         plan: SourcePlan,
         leaves: Sequence[int],
         targets: Targets,
+        passed: Sequence[int],
         block: Span,
         offset: int,
         buffers: Mapping[Part, Buffers],
@@ -119,13 +147,14 @@ class GraphEngine(AbstractEngine):
         seed[torch.arange(block.size), torch.arange(block.start, block.stop)] = 1
         tangents = forward(frame, dict.fromkeys(leaves, seed.reshape(block.size, *value.shape)))
         for part, held in buffers.items():
-            reverse(frame, tangents, part, min(targets.keys), ParameterSink(targets, held, offset))
+            reverse(frame, tangents, part, passed, ParameterSink(targets, held, offset))
 
     def _output_block(
         self,
         frame: Frame,
         leaf: int,
         targets: Targets,
+        passed: Sequence[int],
         block: Span,
         offset: int,
         skip: int,
@@ -144,7 +173,7 @@ class GraphEngine(AbstractEngine):
         symmetric = SymmetricBlock(leaf, skip) if square else None
         for part, held in buffers.items():
             sink = OutputSink(targets, held, inputs, block.size, offset, symmetric)
-            reverse(frame, tangents, part, min(targets.keys), sink)
+            reverse(frame, tangents, part, passed, sink)
 
 
 def consumer(graph: Graph, leaf: int) -> tuple[int, int]:
@@ -190,7 +219,7 @@ def _members(panel: PanelSpec, apart: bool, graph: Graph) -> dict[str, tuple[str
     """Buffer keys that add up to each target of a panel."""
     if not apart:
         return {name: (name,) for name, _ in panel.targets}
-    if panel.kind == "uses":
+    if panel.kind != "panels":
         return {name: (name,) for name, _ in panel.targets}
     uses: dict[str, list[str]] = {}
     for node in graph.nodes:

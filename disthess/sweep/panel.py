@@ -71,10 +71,6 @@ class ParameterSink(AbstractSink):
         return False
 
     @override
-    def wants(self, leaf: int) -> bool:
-        return leaf in self._targets.keys
-
-    @override
     def take(self, leaf: int, rows: Stack) -> None:
         block = self._buffers.block(self._targets.keys[leaf], self._targets.sizes[leaf])
         block[self._offset : self._offset + len(rows)] += rows.reshape(len(rows), -1)
@@ -114,10 +110,6 @@ class OutputSink(AbstractSink):
     @override
     def per_sample(self) -> bool:
         return True
-
-    @override
-    def wants(self, leaf: int) -> bool:
-        return leaf in self._targets.keys
 
     @override
     def take(self, leaf: int, rows: Stack) -> None:

@@ -66,6 +66,9 @@ def compute_primal(
                 values[node.index] = values[node.index].detach().requires_grad_()
             elif node.kind in ("op", "size"):
                 values[node.index] = evaluate(node, values)
+            if node.asked and not values[node.index].requires_grad:
+                # An activation before every parameter asked for: derivatives start at it.
+                values[node.index] = values[node.index].detach().requires_grad_()
         live = [node.index for node in graph.nodes if node.live and values[node.index].requires_grad]
         loss = weight * values[graph.loss]
         found = torch.autograd.grad(loss, [values[index] for index in live], allow_unused=True)

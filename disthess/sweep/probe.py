@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from disthess.graph.waves import leading_to
 from disthess.sweep.buffers import Buffers
 from disthess.sweep.frame import Frame
 from disthess.sweep.panel import ParameterSink, Targets
@@ -45,8 +46,9 @@ def probe_products(
             if not seeds:
                 continue
             targets = Targets({leaf.index: leaf.op for leaf in leaves}, {leaf.index: sizes[leaf.op] for leaf in leaves})
+            passed = leading_to(primal.graph, seeds)
             for start in range(0, primal.samples, samples):
                 frame = Frame(primal, Span(start, min(start + samples, primal.samples)))
                 tangents = forward(frame, seeds)
-                reverse(frame, tangents, part, min(seeds), ParameterSink(targets, held, 0))
+                reverse(frame, tangents, part, passed, ParameterSink(targets, held, 0))
     return torch.cat([held.block(name, size) for name, size in sizes.items()], dim=1)

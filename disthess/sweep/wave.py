@@ -12,7 +12,7 @@ only in which nodes' S they keep: all (``hessian``), those after the model's out
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -33,12 +33,12 @@ class AbstractSink(abc.ABC):
         """Whether leaves want their cotangent before the sum over samples."""
 
     @abc.abstractmethod
-    def wants(self, leaf: int) -> bool:
-        """Whether a leaf is a target."""
-
-    @abc.abstractmethod
     def take(self, leaf: int, rows: Stack) -> None:
         """``[K, *parameter]``, or ``[K, n, *parameter]`` if ``per_sample``."""
+
+    def see(self, frame: Frame, index: int, cotangent: Stack) -> None:
+        """The whole of what arrives at an operation or input, ``[K, *value]``: rows of its activation blocks."""
+        return
 
     def take_call(
         self, frame: Frame, index: int, call: Call, slot: int, cotangent: Stack | None, tangents: Mapping[int, Stack]
@@ -71,30 +71,34 @@ def forward(frame: Frame, seeds: Mapping[int, Stack]) -> dict[int, Stack]:
     return tangents
 
 
-def reverse(frame: Frame, tangents: Mapping[int, Stack], part: Part, stop: int, sink: AbstractSink) -> None:
-    """The reverse wave down to node ``stop`` (included), handing each target leaf's rows to ``sink``.
+def reverse(frame: Frame, tangents: Mapping[int, Stack], part: Part, passed: Sequence[int], sink: AbstractSink) -> None:
+    """The reverse wave, handing each target leaf's rows to ``sink``.
 
     Args:
         frame: The microbatch.
         tangents: From `forward`.
         part: Which nodes' S are kept.
-        stop: Lowest node index of interest.
-        sink: Receives rows at leaves.
+        passed: Nodes on the way to the targets, from the loss down (`disthess.graph.waves.leading_to`).
+        sink: Receives rows.
     """
     graph = frame.primal.graph
+    members = frozenset(passed)
     cotangents: dict[int, Stack] = {}
-    for node in reversed(graph.nodes[stop:]):
+    for index in passed:
+        node = graph.nodes[index]
         if not node.live or node.region == "total":
             continue
-        cotangent = cotangents.pop(node.index, None)
-        if node.kind == "use":
-            if cotangent is not None and sink.wants(node.index):
-                sink.take(node.index, cotangent)
+        cotangent = cotangents.pop(index, None)
+        if cotangent is not None and node.kind != "use":
+            sink.see(frame, index, cotangent)
+        if node.kind != "op":
+            if cotangent is not None and node.kind == "use":
+                sink.take(index, cotangent)
             continue
         kept = _tangents_of(frame, node, tangents) if _keeps_curvature(frame, node, part) else {}
         if cotangent is None and not kept:
             continue
-        _node_step(frame, node, cotangent, kept, stop, sink, cotangents)
+        _node_step(frame, node, cotangent, kept, members, sink, cotangents)
 
 
 def _node_step(
@@ -102,17 +106,13 @@ def _node_step(
     node: Node,
     cotangent: Stack | None,
     kept: Mapping[int, Stack],
-    stop: int,
+    members: frozenset[int],
     sink: AbstractSink,
     cotangents: dict[int, Stack],
 ) -> None:
     graph = frame.primal.graph
     call, rule, refs = frame.call(node.index), frame.rule(node.index), frame.slots(node.index)
-    wanted = tuple(
-        slot
-        for slot, ref in enumerate(refs)
-        if graph.nodes[ref].live and ref >= stop and _goes_on(graph.nodes[ref], sink)
-    )
+    wanted = tuple(slot for slot, ref in enumerate(refs) if ref in members and graph.nodes[ref].live)
     if sink.per_sample and node.region == "sample":
         apart = tuple(slot for slot in wanted if graph.nodes[refs[slot]].region == "weight")
         wanted = tuple(slot for slot in wanted if slot not in apart)
@@ -143,10 +143,6 @@ def per_sample_rows(
         zero = some.new_zeros(some.shape[0], *call.inputs[slot].shape)
         pieces.append(found.get(slot, zero))
     return torch.stack(pieces, dim=1)
-
-
-def _goes_on(node: Node, sink: AbstractSink) -> bool:
-    return node.kind != "use" or sink.wants(node.index)
 
 
 def _keeps_curvature(frame: Frame, node: Node, part: Part) -> bool:

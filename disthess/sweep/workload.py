@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import final
 
+from disthess.errors import ConfigError
 from disthess.graph.ir import Graph, Node
-from disthess.graph.waves import levels, live_uses
-from disthess.planning.workload import SourceCost
+from disthess.graph.program import Program
+from disthess.graph.select import activation_specs
+from disthess.graph.waves import leading_to, levels, live_uses
+from disthess.planning.source import activation_source
+from disthess.planning.workload import SourceCost, Workload
 from disthess.rules.table import rule_for
 from disthess.store.layout import ParameterSpec
 
@@ -48,21 +53,35 @@ class SourceCounter:
         """All uses of a parameter swept together against target parameters (itself among them)."""
         leaves = [node for node in self._uses if node.op == parameter.name]
         wanted = [node for node in self._uses if node.op in targets]
-        return self._count(parameter.name, leaves, wanted)
+        return self._count(parameter.name, parameter.name, leaves, wanted, self._output_basis(leaves))
 
     def apart(self, use: str, targets: frozenset[str]) -> SourceCost:
         """One use against target uses."""
         leaves = [node for node in self._uses if node.name == use]
         wanted = [node for node in self._uses if node.name in targets]
-        return self._count(use, leaves, wanted)
+        return self._count(use, leaves[0].op, leaves, wanted, self._output_basis(leaves))
 
-    def _count(self, source: str, leaves: Sequence[Node], targets: Sequence[Node]) -> SourceCost:
+    def activation(self, name: str, targets: frozenset[str], samples: int) -> SourceCost:
+        """A node's activation against target nodes (itself among them), rows kept for so many samples (0: summed)."""
+        nodes = [node for node in self._graph.nodes if node.asked and node.name in targets]
+        source = [node for node in nodes if node.name == name]
+        entries = _size(source[0]) // self._per
+        cost = self._count(activation_source(name), name, source, nodes, (entries, max(1, samples), 1))
+        return dataclasses.replace(cost, uses=(), rows=entries * max(1, samples))
+
+    def _count(
+        self,
+        source: str,
+        parameter: str,
+        leaves: Sequence[Node],
+        targets: Sequence[Node],
+        basis: tuple[int, int, int],
+    ) -> SourceCost:
         graph = self._graph
         reached = self._reached(leaves)
-        stop = min(node.index for node in targets)
-        wanted = {node.index for node in targets}
+        passed = frozenset(leading_to(graph, [node.index for node in targets]))
         propagation = summed = apart = held = 0
-        for node in graph.nodes[stop:]:
+        for node in graph.nodes[min(min(passed), min(reached)) :]:
             if not node.live or node.region == "total" or node.kind != "op":
                 continue
             cost = self._macs(node)
@@ -75,16 +94,15 @@ class SourceCounter:
                 crossing = share if bilinear and any(r in reached for r in node.refs() if r != ref) else 0
                 if ref in reached:
                     propagation += share
+                if ref not in passed:
+                    continue
                 if other.kind == "use":
-                    if ref in wanted:
-                        summed += share + crossing
-                        apart += share + crossing
-                elif ref >= stop:
+                    summed += share + crossing
+                    apart += share + crossing
+                else:
                     propagation += share + crossing
                     if other.region == "weight" and node.region == "sample":
                         held += _size(other) * self._per
-        basis = self._output_basis(leaves)
-        parameter = leaves[0].op
         per = self._per
         return SourceCost(
             source=source,
@@ -133,6 +151,31 @@ class SourceCounter:
         if len(leaves) > 1 or not linear or not told_apart or len(leaf.shape) != 2:
             return 0, 0, 0
         return leaf.shape[0], leaf.shape[1], _size(node) // (node.shape[-1] * self._per)
+
+
+def with_activations(workload: Workload, programs: Sequence[Program], per_sample: bool) -> Workload:
+    """The workload with the activation blocks that the graphs' asked nodes stand for.
+
+    Raises:
+        ConfigError: A node is no activation, or the batches do not agree in its shape.
+    """
+    found = [activation_specs(program.graph) for program in programs]
+    for number, specs in enumerate(found):
+        if specs != found[0]:
+            here, first = (
+                ", ".join(f"{entry.name} {list(entry.shape)}" for entry in entries) for entries in (specs, found[0])
+            )
+            raise ConfigError(
+                f"activation blocks add up over batches, which needs activations of one shape; batch 0 has {first} and batch "
+                f"{number} has {here}. Give batches of equal shapes (of equal size where samples are coupled), or one batch."
+            )
+    samples = workload.samples if per_sample else 0
+    counter = SourceCounter(programs[0].graph)
+    names = [entry.name for entry in found[0]]
+    costs = tuple(counter.activation(name, frozenset(names[place:]), samples) for place, name in enumerate(names))
+    return dataclasses.replace(
+        workload, activations=found[0], activation_sources=costs, activation_samples=samples if costs else 0
+    )
 
 
 def primal_entries(graph: Graph) -> int:
