@@ -1,7 +1,7 @@
 """Gradients and Hessian-vector products of a problem by autograd on the eager model.
 
 This is the independent path: it shares no code with the graph sweep, and every stored Hessian is checked against it.
-``L(theta) = sum_b weight_b objective(batch_b)``; vectors are flat, in the order of ``problem.parameters()``.
+``L(theta) = sum_b weight_b objective(batch_b) + weight decay``; vectors are flat, in the order of ``problem.parameters()``.
 """
 
 from __future__ import annotations
@@ -102,17 +102,28 @@ class GradientTape:
 
 def gradient(problem: Problem, names: Sequence[str]) -> tuple[float, Tensor]:
     """``L`` and ``dL/dtheta`` (flat, ``[P]``, in the order of ``names``)."""
-    loss, total = 0.0, None
+    point = torch.cat([p.tensor.detach().reshape(-1) for p in problem.parameters() if p.name in set(names)])
+    decay = decay_diagonal(problem, names)
+    loss, total = 0.0, decay * point
     for index in range(len(problem.batches)):
         tape = GradientTape(problem, index, names)
         loss += float(tape.loss.detach())
-        total = tape.gradient() if total is None else total + tape.gradient()
-    return loss, torch.zeros(0) if total is None else total
+        total = total + tape.gradient()
+    for parameter in problem.parameters():
+        loss += 0.5 * problem.weight_decay.get(parameter.name, 0.0) * float(parameter.tensor.detach().square().sum())
+    return loss, total
+
+
+def decay_diagonal(problem: Problem, names: Sequence[str]) -> Tensor:
+    """What weight decay adds to the diagonal, ``[P]`` in the order of ``names``."""
+    by_name = {parameter.name: parameter.tensor for parameter in problem.parameters()}
+    pieces = [by_name[name].new_full((by_name[name].numel(),), problem.weight_decay.get(name, 0.0)) for name in names]
+    return torch.cat(pieces).detach()
 
 
 def hessian_vector_products(problem: Problem, names: Sequence[str], vectors: Tensor) -> Tensor:
     """``H v_k`` over all batches: ``[K, P]`` from ``[K, P]``, by reverse over reverse mode, one vector at a time."""
-    total = torch.zeros_like(vectors)
+    total = vectors * decay_diagonal(problem, names)
     for index in range(len(problem.batches)):
         tape = GradientTape(problem, index, names)
         total = total + torch.stack([tape.product(vector) for vector in vectors])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import fnmatch
 from collections.abc import Sequence
@@ -104,7 +105,7 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prep
     inside = _rounds_inside(programs) if dtype == "float64" else ""
     if inside:
         reason += f"; the model itself casts to float32 at {inside}, so that nothing beyond float32 is certain"
-    workload = _workload(bound, names, programs, dtype)
+    workload = _with_decay(_workload(bound, names, programs, dtype), bound)
     if programs:
         workload = with_activations(workload, programs, options.activations_per_sample)
     workers, threads = _crew(options)
@@ -227,6 +228,13 @@ def _workload(problem: Problem, names: tuple[str, ...], programs: tuple[Program,
         primal_bytes=entries * item,
         dtype_bytes=item,
     )
+
+
+def _with_decay(workload: Workload, problem: Problem) -> Workload:
+    specs = tuple(
+        dataclasses.replace(spec, weight_decay=problem.weight_decay.get(spec.name, 0.0)) for spec in workload.parameters
+    )
+    return dataclasses.replace(workload, parameters=specs)
 
 
 def _told_apart(program: Program, batch: Any) -> int:

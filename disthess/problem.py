@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -134,12 +136,15 @@ class Problem:
             several batches without ``weights`` it also says how they add up: ``mean`` weighs a batch by its share of all
             samples (``n_b / sum n``), ``sum`` by 1. A callable loss or objective does its own reduction inside a batch.
         weights: One number per batch, in place of the weights above.
+        weight_decay: Adds ``sum_p lambda_p / 2 * |theta_p|^2`` to ``L``, as the ``weight_decay`` of optimisers does: one number
+            for all trainable parameters, or a mapping from globs of names to numbers. It adds ``lambda_p`` to the diagonal of the
+            hessian and ggn parts, outside the graph.
         output: With ``objective``: name of the module whose output is the model's output, so that the ``ggn`` and
             ``residual`` parts are defined. With ``loss`` it is known.
 
     Raises:
-        ConfigError: Both or neither of ``loss`` and ``objective``, an unknown loss name, no batches, or weights that
-            do not match them.
+        ConfigError: Both or neither of ``loss`` and ``objective``, an unknown loss name, no batches, weights that do not match
+            them, or a weight decay that is no number or matches no parameter.
 
     Example:
         >>> import torch
@@ -158,6 +163,7 @@ class Problem:
         batches: Sequence[Any],
         reduction: Reduction = "mean",
         weights: Sequence[float] | None = None,
+        weight_decay: float | Mapping[str, float] = 0.0,
         output: str | None = None,
     ) -> None:
         _check_arguments(model, loss, objective, reduction)
@@ -184,6 +190,7 @@ class Problem:
             )
         self._weights = None if weights is None else tuple(float(weight) for weight in weights)
         self.output = output
+        self.weight_decay = _decay(weight_decay, self.parameters())
 
     @property
     def reduction(self) -> Reduction:
@@ -238,6 +245,7 @@ class Problem:
         moved.batches = tuple(pytree.tree_map(lambda leaf: _move(leaf, dtype, device), batch) for batch in self.batches)
         moved._weights = self.weights
         moved.output = self.output
+        moved.weight_decay = self.weight_decay
         return moved
 
     def module(self) -> ObjectiveModule:
@@ -300,6 +308,23 @@ def sample_count(batch: Any) -> int:
                 raise ProblemError("a batch holds 0 samples; give batches with at least one sample each.")
             return int(tensor.shape[0])
     return 1
+
+
+def _decay(given: float | Mapping[str, float], parameters: Sequence[Parameter]) -> dict[str, float]:
+    """Weight decay of each parameter that has one, by first name; of several globs that match, the last counts."""
+    globs = dict(given) if isinstance(given, Mapping) else {"*": given}
+    found: dict[str, float] = {}
+    for glob, value in globs.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ConfigError(f"weight_decay must be a finite number, or a mapping from names to such, got {value!r}.")
+        names = [p.name for p in parameters if any(fnmatch.fnmatchcase(name, glob) for name in (p.name, *p.aliases))]
+        if not names and value:
+            known = ", ".join(p.name for p in parameters[:6])
+            raise ConfigError(
+                f"weight_decay names {glob!r}, which matches no trainable parameter; there are {known} ..."
+            )
+        found.update(dict.fromkeys(names, float(value)))
+    return {name: value for name, value in found.items() if value}
 
 
 def _move(leaf: Any, dtype: torch.dtype, device: str | torch.device) -> Any:

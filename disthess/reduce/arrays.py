@@ -110,6 +110,14 @@ class PanelReader:
             for source, panel in self._panels.items()
         }
 
+    def unreached(self, parameter: ParameterSpec) -> float:
+        """What stands on the diagonal of a parameter that the objective does not reach: its weight decay; else 0."""
+        return 0.0 if parameter.uses or self.part == "residual" else parameter.weight_decay
+
+    def unreached_diagonal(self) -> np.ndarray:
+        """The same for every entry, ``[P]`` in user order."""
+        return np.concatenate([np.full(p.numel, self.unreached(p)) for p in self.parameters.values()])
+
     def require(self, name: str) -> None:
         """Refuse a parameter's panel some of whose tiles are missing.
 
@@ -150,6 +158,8 @@ def lazy_block(reader: PanelReader, a: ParameterSpec, b: ParameterSpec) -> da.Ar
         return lazy_block(reader, b, a).T
     place = reader.ordered(a, b)
     dtype = reader.store.layout.dtype
+    if place is None and a.name == b.name and reader.unreached(a):
+        return da.from_array(np.diag(np.full(a.numel, reader.unreached(a), dtype=dtype)))
     if place is None:
         return da.zeros((a.numel, b.numel), dtype=dtype, chunks=(min(a.numel, 4096), min(b.numel, 4096)))
     panel, target = place

@@ -173,7 +173,7 @@ class HessianStore:
                 "dask() or operator()."
             )
         reader = PanelReader(self.store, part)
-        whole = np.zeros((self.numel, self.numel), dtype=self.layout.dtype)
+        whole = np.diag(reader.unreached_diagonal().astype(self.layout.dtype))
         positions = reader.positions()
         for band in reader.bands():
             columns = positions[band.panel.source][band.rows.start :]

@@ -83,6 +83,10 @@ def block_table(reader: PanelReader) -> BlockTable:
             pair = frozenset((source, target))
             squares[pair] = squares.get(pair, 0.0) + value
     parameters = list(reader.parameters.values())
+    for parameter in parameters:
+        if reader.unreached(parameter):
+            squares[frozenset((parameter.name,))] = parameter.numel * reader.unreached(parameter) ** 2
+            traces[parameter.name] = parameter.numel * reader.unreached(parameter)
     entries = tuple(
         BlockRow(
             a.name,

@@ -33,6 +33,7 @@ class StoreOperator(AbstractSymmetricOperator):
         self._reader = reader
         self._bands = tuple(reader.bands())
         self._index = reader.positions()
+        self._unreached = reader.unreached_diagonal()
         whole = sum(band.rows.size * (band.panel.columns - band.rows.start) for band in self._bands) * 8
         room = int(psutil.virtual_memory().available * CACHE_SHARE) if cache_bytes is None else cache_bytes
         self._cache: dict[int, np.ndarray] | None = {} if whole <= room else None
@@ -51,7 +52,7 @@ class StoreOperator(AbstractSymmetricOperator):
     def matmat(self, block: np.ndarray) -> np.ndarray:
         """``H X``, ``[P, k]`` from ``[P, k]``, summed in a fixed order."""
         vectors = np.ascontiguousarray(block, dtype=np.float64)
-        total = np.zeros_like(vectors)
+        total = vectors * self._unreached[:, None]
         # Threads read ahead; products are done here, one at a time, with all threads of the linear algebra library.
         with ThreadPoolExecutor(READERS) as pool:
             numbered = iter(range(len(self._bands)))

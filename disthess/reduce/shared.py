@@ -56,7 +56,10 @@ class _Sums:
             skip = first if name == panel.source else 0
             if skip < size:
                 pieces.append(self._target(source, self._parameters[name], part, rows, skip))
-        return np.ascontiguousarray(da.concatenate(pieces, axis=1).compute(scheduler="threads"))
+        summed = np.array(da.concatenate(pieces, axis=1).compute(scheduler="threads"), order="C")
+        places = np.arange(rows.size)
+        summed[places, places + rows.start - first] += self._store.layout.decay(panel, part)
+        return summed
 
     def _target(self, source: ParameterSpec, target: ParameterSpec, part: Part, rows: Span, skip: int) -> da.Array:
         columns = Span(skip, target.numel)

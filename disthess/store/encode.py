@@ -34,6 +34,7 @@ def layout_to_json(layout: Layout) -> dict[str, Any]:
                 "shape": list(parameter.shape),
                 "rank": parameter.rank,
                 "uses": list(parameter.uses),
+                "weight_decay": parameter.weight_decay,
             }
             for parameter in layout.parameters
         ],
@@ -137,6 +138,7 @@ def _parameter(entry: Mapping[str, Any]) -> ParameterSpec:
         shape=tuple(int(size) for size in entry["shape"]),
         rank=int(entry["rank"]),
         uses=tuple(entry["uses"]),
+        weight_decay=float(entry.get("weight_decay", 0.0)),
     )
 
 

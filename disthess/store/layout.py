@@ -31,6 +31,7 @@ class ParameterSpec:
         rank: Position in topological order of first use (internal order of panels); unused parameters have the
             last ranks.
         uses: Names of its uses in topological order; empty if the objective does not reach it (its blocks are zero).
+        weight_decay: What weight decay adds to the diagonal of its own block.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ParameterSpec:
     shape: tuple[int, ...]
     rank: int
     uses: tuple[str, ...]
+    weight_decay: float = 0.0
 
     @property
     def numel(self) -> int:
@@ -197,6 +199,12 @@ class Layout:
             if name == source:
                 return tuple(self.panel(kind, index) for kind, index in keys)
         raise KeyError(source)
+
+    def decay(self, panel: PanelSpec, part: Part) -> float:
+        """What weight decay adds to the diagonal of a panel's own square; nothing to the residual, nor to single uses."""
+        if panel.kind != "panels" or part == "residual":
+            return 0.0
+        return next((p.weight_decay for p in self.parameters if p.name == panel.source), 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from disthess.errors import GraphError
-from disthess.hvp import GradientTape, twice
+from disthess.hvp import GradientTape, decay_diagonal, twice
 from disthess.planning.source import SourcePlan
 from disthess.problem import Problem
 from disthess.store.layout import Layout
@@ -93,7 +93,7 @@ def _pull(values: Sequence[Tensor], arguments: Sequence[Tensor], seeds: Sequence
 
 def gauss_newton_products(problem: Problem, names: Sequence[str], vectors: Tensor) -> Tensor:
     """``G v_k`` over all batches: ``[K, P]`` from ``[K, P]``, taped anew for each batch."""
-    total = torch.zeros_like(vectors)
+    total = vectors * decay_diagonal(problem, names)
     for index in range(len(problem.batches)):
         total = total + GaussNewtonTape(problem, index, names).products(vectors)
     return total
@@ -143,7 +143,8 @@ class AutogradEngine(AbstractEngine):
                     )
         members = {parameter.name: (parameter.name,) for parameter in self._layout.parameters}
         return {
-            part: [buffers[part].assemble(panel, span, 0, members) for panel in panels] for part in self._layout.parts
+            part: [buffers[part].assemble(panel, span, 0, members, self._layout.decay(panel, part)) for panel in panels]
+            for part in self._layout.parts
         }
 
     def _rows(self, seeds: Tensor) -> dict[Part, Tensor]:

@@ -82,7 +82,9 @@ class Buffers:
             triangle.add_to(self.block(key, triangle.columns))
         self._triangles.clear()
 
-    def assemble(self, panel: PanelSpec, span: Span, drop: int, members: Mapping[str, tuple[str, ...]]) -> np.ndarray:
+    def assemble(
+        self, panel: PanelSpec, span: Span, drop: int, members: Mapping[str, tuple[str, ...]], decay: float = 0.0
+    ) -> np.ndarray:
         """The tile's array for one panel: ``[span.size, columns - first_column]``.
 
         Args:
@@ -90,6 +92,7 @@ class Buffers:
             span: The tile's rows.
             drop: Buffer rows before the tile's first row (units that straddle its boundary).
             members: Keys that add up to each target of the panel.
+            decay: Added to the diagonal of the source's own block.
 
         Raises:
             ProblemError: A block holds NaN or infinity.
@@ -105,6 +108,9 @@ class Buffers:
                     where = result[:, offset + skip - first : offset + size - first]
                     np.add(where, piece, out=where)
             offset += size
+        if decay:
+            rows = np.arange(span.size)
+            result[rows, rows + span.start - first] += decay
         if not np.isfinite(result).all():
             raise ProblemError(
                 f"rows {span.start} to {span.stop} of {panel.source} hold NaN or infinity: second derivatives overflow or are "

@@ -76,7 +76,10 @@ class GraphEngine(AbstractEngine):
         drop = span.start - units.start * plan.unit_rows
         members = {panel: _members(panel, apart, self._primals[0].graph) for panel in panels}
         return {
-            part: [buffers[part].assemble(panel, span, drop, members[panel]) for panel in panels]
+            part: [
+                buffers[part].assemble(panel, span, drop, members[panel], self._layout.decay(panel, part))
+                for panel in panels
+            ]
             for part in self._layout.parts
         }
 
