@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from disthess.api import compute as compute
     from disthess.api import eigenvalues as eigenvalues
     from disthess.api import low_rank as low_rank
+    from disthess.api import node_curvature as node_curvature
     from disthess.api import open_store as open_store
     from disthess.api import plan as plan
     from disthess.api import reference_hessian as reference_hessian
@@ -33,6 +34,7 @@ _HOMES = {
     "eigenvalues": "disthess.api",
     "spectral_density": "disthess.api",
     "low_rank": "disthess.api",
+    "node_curvature": "disthess.api",
 }
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "eigenvalues",
     "spectral_density",
     "low_rank",
+    "node_curvature",
     "__version__",
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from disthess.execute.tile_job import AutogradJob, GraphJob
 from disthess.fingerprint import fingerprint
 from disthess.planning.plan import Plan
 from disthess.prepare import Options, Prepared, prepare
-from disthess.problem import Problem
+from disthess.problem import Problem, batch_tensors
 from disthess.reduce.hessian_store import HessianStore
 from disthess.reduce.results import eigenvalues, low_rank, spectral_density, trace
 from disthess.reduce.shared import reduce_shared
@@ -29,13 +30,17 @@ from disthess.store.disk import check_disk
 from disthess.store.fingerprint import differences
 from disthess.store.lock import StoreLock
 from disthess.store.store import Store
+from disthess.sweep.curvature import NodeCurvature, split_curvature
+from disthess.sweep.primal import compute_primal
 from disthess.sweep.speed import product_flops_per_second
+from disthess.types import DType, Part
 from disthess.units import human_bytes
 
 __all__ = [
     "compute",
     "eigenvalues",
     "low_rank",
+    "node_curvature",
     "open_store",
     "plan",
     "reference_hessian",
@@ -105,6 +110,45 @@ def compute(
     chosen = _options(options)
     prepared = prepare(problem, chosen)
     return run_prepared(prepared, chosen, path, seed=seed, progress=progress, certify=certify)
+
+
+def node_curvature(
+    problem: Problem,
+    *,
+    parameters: str | Sequence[str] | None = None,
+    dtype: DType | None = None,
+    matrices: bool = False,
+) -> NodeCurvature:
+    """How much of the Hessian each node of the model contributes: ``H = ggn + sum over nodes x of A_x^T S_x A_x``.
+
+    ``S_x`` is the node's own second derivative, weighed by the loss's gradient at its output, and ``A_x`` the total derivative
+    of its arguments by the parameters. The sum over nodes is exactly the residual part. (With an ``objective`` whose ``output``
+    is not named the nodes of the loss are among them, and the sum is the Hessian.) Weight decay belongs to no node.
+
+    Args:
+        problem: One that can be captured.
+        parameters: Globs; default all trainable ones. Memory grows with the square of their number.
+        dtype: ``float32`` or ``float64``; default the model's.
+        matrices: Whether to return each node's matrix, ``[P, P]``.
+
+    Returns:
+        Norm, trace and share of each node; shares add up to 1.
+
+    Raises:
+        GraphError: The model cannot be captured.
+        PlanError: It does not fit in memory.
+    """
+    prepared = prepare(problem, Options(parameters=parameters, dtype=dtype, method="graph"))
+    tensors = {parameter.name: parameter.tensor for parameter in prepared.problem.parameters()}
+    primals = [
+        compute_primal(program.graph, tensors, batch_tensors(batch), program.constants, weight)
+        for program, batch, weight in zip(
+            prepared.programs, prepared.problem.batches, prepared.problem.weights, strict=True
+        )
+    ]
+    part: Part = "residual" if prepared.programs[0].graph.has_model_boundary else "hessian"
+    chosen = {name: tensors[name] for name in prepared.names}
+    return split_curvature(primals, chosen, part, available_memory_bytes(), matrices)
 
 
 def run_prepared(

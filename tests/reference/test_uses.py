@@ -83,7 +83,7 @@ def test_a_store_of_sums_says_so(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="weight@"):
         store.use_block("weight@nothing", uses[0])
     # A parameter with one use has its own block.
-    single = [parameter for parameter in store.parameters if len(parameter.uses) == 1][0]
+    single = next(parameter for parameter in store.parameters if len(parameter.uses) == 1)
     np.testing.assert_array_equal(
         store.use_block(single.uses[0], single.uses[0]), store.block(single.name, single.name)
     )
