@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from disthess.api import node_curvature as node_curvature
     from disthess.api import open_store as open_store
     from disthess.api import plan as plan
+    from disthess.api import psd_check as psd_check
     from disthess.api import reference_hessian as reference_hessian
     from disthess.api import spectral_density as spectral_density
     from disthess.problem import Problem as Problem
+    from disthess.sections import attention_sections as attention_sections
 
 __version__ = "0.1.0"
 
@@ -35,6 +37,8 @@ _HOMES = {
     "spectral_density": "disthess.api",
     "low_rank": "disthess.api",
     "node_curvature": "disthess.api",
+    "psd_check": "disthess.api",
+    "attention_sections": "disthess.sections",
 }
 
 __all__ = [
@@ -47,6 +51,8 @@ __all__ = [
     "spectral_density",
     "low_rank",
     "node_curvature",
+    "psd_check",
+    "attention_sections",
     "__version__",
 ]
 

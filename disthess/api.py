@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from disthess.fingerprint import fingerprint
 from disthess.planning.plan import Plan
 from disthess.prepare import Options, Prepared, prepare
 from disthess.problem import Problem, batch_tensors
+from disthess.reduce.definite import psd_check
 from disthess.reduce.hessian_store import HessianStore
 from disthess.reduce.results import eigenvalues, low_rank, spectral_density, trace
 from disthess.reduce.shared import reduce_shared
@@ -43,6 +44,7 @@ __all__ = [
     "node_curvature",
     "open_store",
     "plan",
+    "psd_check",
     "reference_hessian",
     "spectral_density",
     "trace",
@@ -92,7 +94,9 @@ def compute(
             all), ``dtype`` (default the model's), ``method`` (``auto``, ``graph``, ``autograd``), ``shared`` (``auto``,
             ``uses``, ``sum``), ``basis`` (``output`` or ``parameter`` to force one), ``executor`` (``serial`` or ``ray``),
             ``workers``, ``threads`` (per worker), ``device``, ``memory_bytes`` (per worker, refuse above), ``address`` (of a
-            Ray cluster).
+            Ray cluster), ``activations`` (names or globs of modules or nodes whose activation blocks H^f are stored too),
+            ``activations_per_sample`` (keep them sample by sample), ``sections`` (names for ranges of parameters, such as
+            ``{"q": "in_proj_weight[0:64]"}``, that are blocks of their own when read).
 
     Returns:
         The store, complete and certified.
@@ -166,7 +170,7 @@ def run_prepared(
     if not Path(place).exists():
         check_fits(prepared.plan, options, place)
     with StoreLock(place):
-        store = _open_or_create(place, prepared.plan, identity)
+        store = _open_or_create(place, prepared.plan, identity, options.sections)
         _compute_missing(store, prepared, options, progress)
         if not store.is_reduced():
             reduce_shared(store)
@@ -227,7 +231,7 @@ def _options(given: dict[str, Any]) -> Options:
     return Options(**given)
 
 
-def _open_or_create(path: str, plan: Plan, identity: dict[str, Any]) -> Store:
+def _open_or_create(path: str, plan: Plan, identity: dict[str, Any], sections: Mapping[str, str]) -> Store:
     if not Path(path).exists():
         attributes = {
             "fingerprint": identity,
@@ -238,6 +242,7 @@ def _open_or_create(path: str, plan: Plan, identity: dict[str, Any]) -> Store:
             "sharing": plan.sharing,
             "samples": plan.samples,
             "batches": plan.batches,
+            "sections": dict(sections),
             "projected_flops": plan.flops,
             "projected_peak_bytes": plan.peak_bytes,
             "projected_disk_bytes": plan.disk_bytes,
@@ -245,6 +250,8 @@ def _open_or_create(path: str, plan: Plan, identity: dict[str, Any]) -> Store:
         return Store.create(path, plan.layout, attributes)
     store = Store.open(path, writable=True)
     differing = differences(store.attributes["fingerprint"], identity)
+    if not differing and sections and store.attributes.get("sections") != dict(sections):
+        store.set_attributes(sections=dict(sections))
     if differing:
         raise StoreError(
             f"{path} holds the Hessian of another problem: {'; '.join(differing[:5])}"

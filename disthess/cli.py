@@ -44,10 +44,29 @@ class PartName(enum.StrEnum):
     residual = "residual"
 
 
+class PairsOf(enum.StrEnum):
+    """Whose pairs."""
+
+    parameters = "parameters"
+    activations = "activations"
+    sections = "sections"
+
+
+class MetricName(enum.StrEnum):
+    """A number of a pair."""
+
+    norm = "norm"
+    coupling = "coupling"
+    stable_rank = "stable_rank"
+    gap = "gap"
+    trace = "trace"
+
+
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file (YAML), as those in configs/.")]
 StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="A store that 'disthess run' has written.")]
 PartOption = Annotated[PartName, typer.Option("--part", help="Which matrix; residual = hessian - ggn.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="F.npy", help="Save the block as a NumPy file.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the random start vectors.")]
 StoreOption = Annotated[
     Path | None, typer.Option("--store", metavar="S", help="Write here, not to the run file's store.")
@@ -146,13 +165,40 @@ def run(
         cli_report.print_run(made, settings.report, path)
 
 
-@app.command(epilog="Example: `disthess info runs/digits_mlp.zarr --json`")
-def info(store: StoreArgument, as_json: JsonOption = False) -> None:
-    """Say what a store holds: parameters, parts, tiles done and missing, loss, gradient norm, certificates."""
-    from disthess import api, cli_report
+@app.command(
+    epilog="Examples: `disthess info runs/digits_mlp.zarr --json`; which layers have most to do with each other: "
+    "`disthess info runs/digits_mlp.zarr --pairs --metric coupling --plot coupling.png`"
+)
+def info(
+    store: StoreArgument,
+    pairs: Annotated[bool, typer.Option("--pairs", help="A table of all pairs of blocks instead.")] = False,
+    of: Annotated[PairsOf, typer.Option("--of", help="Whose pairs.")] = PairsOf.parameters,
+    metric: Annotated[
+        MetricName,
+        typer.Option("--metric", help="Sort and draw by: Frobenius norm, coupling C, stable rank D, GN-gap, or trace."),
+    ] = MetricName.norm,
+    part: PartOption = PartName.hessian,
+    top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many pairs to print.")] = 20,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="F.csv", help="Write all pairs as CSV.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="F.png", help="Draw the metric as a heat map.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a store holds: parameters, uses, activations, tiles, loss, certificates; or, with --pairs, how blocks relate.
+
+    Of each pair: Frobenius norm (resonance R), coupling C = |H_vw| / sqrt(|H_vv| |H_ww|), stable rank D = |H|_F^2 / |H|_2^2,
+    GN-gap = |residual| / |ggn| (where the ggn is stored), and the trace of diagonal blocks.
+    """
+    from disthess import api, cli_pairs, cli_report
 
     opened = api.open_store(str(store))
-    if as_json:
+    if pairs:
+        table = opened.pairs(part=part.value, of=of.value)
+        cli_pairs.write_pairs(table, metric.value, csv, plot)
+        if as_json:
+            _print_json(table.to_json())
+        else:
+            cli_pairs.print_pairs(table, metric.value, top, csv, plot)
+    elif as_json:
         _print_json(cli_report.store_summary(opened))
     else:
         cli_report.print_store(opened)
@@ -167,15 +213,73 @@ def block(
     a: Annotated[str, typer.Argument(metavar="A", help="Parameter of the rows.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Parameter of the columns.")],
     part: PartOption = PartName.hessian,
-    out: Annotated[Path | None, typer.Option("--out", metavar="F.npy", help="Save the block as a NumPy file.")] = None,
+    out: OutOption = None,
+    use: Annotated[
+        bool, typer.Option("--use", help="A and B are single uses, parameter@node, of shared parameters.")
+    ] = False,
 ) -> None:
-    """Show or save one block: d2L / dA dB, the entries of A by the entries of B."""
+    """Show or save one block: d2L / dA dB, the entries of A by the entries of B.
+
+    A and B are parameters, named sections, or ranges such as `in_proj_weight[0:64]`.
+    """
     from disthess import api, cli_report
 
-    values = api.open_store(str(store)).block(a, b, part=part.value)
+    opened = api.open_store(str(store))
+    values = opened.use_block(a, b, part=part.value) if use else opened.block(a, b, part=part.value)
     if out is not None:
         cli_report.save_array(out, values)
     cli_report.print_block(values, f"{part.value} of {a} by {b}", out)
+
+
+@app.command(
+    epilog="Examples: `disthess activations runs/net.zarr` lists them; `disthess activations runs/net.zarr fc1 fc2 --out block.npy`"
+)
+def activations(
+    store: StoreArgument,
+    v: Annotated[str | None, typer.Argument(metavar="[V", help="Node or module of the rows.")] = None,
+    w: Annotated[str | None, typer.Argument(metavar="W]", help="Node or module of the columns.")] = None,
+    part: PartOption = PartName.hessian,
+    per_sample: Annotated[bool, typer.Option("--per-sample", help="[n, V, W], where that was kept.")] = False,
+    out: OutOption = None,
+) -> None:
+    """List the stored activations, or show or save one block H^f of two of them: sum over samples of d2L / dV dW."""
+    from disthess import api, cli_pairs, cli_report
+
+    opened = api.open_store(str(store))
+    if v is None or w is None:
+        cli_pairs.print_activations(opened)
+        return
+    values = opened.activation_block(v, w, part=part.value, per_sample=per_sample)
+    if out is not None:
+        cli_report.save_array(out, values)
+    cli_pairs.print_activation_block(values, f"{part.value} of {v} by {w}", out)
+
+
+@app.command(epilog="Example: `disthess curvature configs/digits_mlp.yaml --plot curvature.png`")
+def curvature(
+    config: ConfigArgument,
+    top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many nodes to print.")] = 20,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="F.png", help="Draw the shares.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how much of the residual (Hessian minus Gauss-Newton) each node of the model contributes. Needs no store.
+
+    The contributions add up to the residual exactly; shares add up to 1. Takes memory for several P x P matrices.
+    """
+    from disthess import api, cli_pairs
+    from disthess.loading import load_problem
+
+    settings = _settings(config)
+    section = settings.compute
+    found = api.node_curvature(
+        load_problem(settings.source(config)), parameters=section.parameters, dtype=section.dtype
+    )
+    if plot is not None:
+        cli_pairs.draw_curvature(plot, found)
+    if as_json:
+        _print_json(cli_pairs.curvature_summary(found))
+    else:
+        cli_pairs.print_curvature(found, top, plot)
 
 
 @app.command(epilog="Example: `disthess spectrum runs/digits_mlp.zarr --top 20 --density --plot spectrum.png`")

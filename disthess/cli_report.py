@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 _CORNER = 5
 _PARAMETER_ROWS = 40
 _DAMAGED_ROWS = 20
+_USES = 12
 
 
 def print_run(store: Any, report: ReportSection, path: str) -> None:
     """What ``disthess run`` shows of a finished store."""
     from disthess import api, pictures
 
-    for part in store.parts:
-        print_certificate(store, part)
+    print_certificates(store)
+    print_definiteness(store)
     part = store.parts[0]
     pairs = api.eigenvalues(store, k=report.eigenvalues, part=part) if report.eigenvalues else None
     curve = api.spectral_density(store, part=part) if report.density else None
@@ -44,6 +45,26 @@ def print_run(store: Any, report: ReportSection, path: str) -> None:
         draw(pictures.block_picture, folder / "blocks.png", names, store.blocks(part).matrix(), part)
         typer.echo(f"pictures   {folder / 'spectrum.png'}  {folder / 'blocks.png'}")
     typer.echo(f"store      {path}    (disthess info {path})")
+
+
+def print_certificates(store: Any) -> None:
+    """One line per part, and one for the activation blocks where there are any."""
+    for part in (*store.parts, *(["activations"] if store.activations else [])):
+        print_certificate(store, part)
+
+
+def print_definiteness(store: Any) -> None:
+    """Whether the generalised Gauss-Newton matrix, where it is stored, has a negative eigenvalue."""
+    if "ggn" not in store.parts:
+        return
+    from disthess import api
+
+    found = api.psd_check(store)
+    why = "" if found.verdict == "positive semi-definite" else "; the loss is not convex in the model's outputs"
+    typer.echo(
+        f"ggn        {found.verdict}: smallest eigenvalue {found.smallest:.3e} (residual {found.residual:.1e}, rounding "
+        f"{found.tolerance:.1e}), largest {found.largest:.4e}{why}"
+    )
 
 
 def print_certificate(store: Any, part: str) -> None:
@@ -62,11 +83,11 @@ def print_certificate(store: Any, part: str) -> None:
 def print_spectrum(part: str, pairs: Any, density: Any) -> None:
     """Eigenvalues, largest first, with residuals; and where the bulk lies."""
     if pairs is not None:
-        table = _table(f"extreme eigenvalues of the {part}", "eigenvalue", "||Hv - lambda v||")
+        shown = table(f"extreme eigenvalues of the {part}", "eigenvalue", "||Hv - lambda v||")
         order = np.argsort(pairs.values)[::-1]
         for value, residual in zip(pairs.values[order], pairs.residuals[order], strict=True):
-            table.add_row(f"{value: .8e}", f"{residual:.1e}")
-        _show(table)
+            shown.add_row(f"{value: .8e}", f"{residual:.1e}")
+        show(shown)
     if density is not None:
         mean, spread = _moments(density)
         typer.echo(f"density of the {part}: mean eigenvalue {mean:.4g}, standard deviation {spread:.4g}")
@@ -114,11 +135,11 @@ def low_rank_summary(part: str, found: Any) -> dict[str, Any]:
 
 def print_blocks(part: str, blocks: Any, count: int) -> None:
     """The blocks of largest Frobenius norm."""
-    table = _table(f"largest blocks of the {part}", "A", "B", "Frobenius norm", "trace", left=2)
+    shown = table(f"largest blocks of the {part}", "A", "B", "Frobenius norm", "trace", left=2)
     for row in list(blocks.rows())[:count]:
         trace = getattr(row, "trace", None)
-        table.add_row(row.a, row.b, f"{row.norm:.6e}", "" if trace is None or math.isnan(trace) else f"{trace: .6e}")
-    _show(table)
+        shown.add_row(row.a, row.b, f"{row.norm:.6e}", "" if trace is None or math.isnan(trace) else f"{trace: .6e}")
+    show(shown)
 
 
 def print_block(values: np.ndarray, title: str, out: Path | None) -> None:
@@ -151,7 +172,15 @@ def store_summary(store: Any) -> dict[str, Any]:
              "aliases": list(entry.aliases)}
             for entry in store.parameters
         ],
-        "certificates": {part: certificate_summary(store, part) for part in store.parts},
+        "uses": list(store.uses()),
+        "activations": [
+            {"name": entry.name, "modules": list(entry.modules), "shape": list(entry.shape)} for entry in store.activations
+        ],
+        "sections": store.sections,
+        "certificates": {
+            part: certificate_summary(store, part)
+            for part in (*store.parts, *(["activations"] if store.activations else []))
+        },
     }  # fmt: skip
 
 
@@ -166,15 +195,26 @@ def print_store(store: Any) -> None:
     )
     if tree["loss"] is not None and tree["gradient_norm"] is not None:
         typer.echo(f"loss       {tree['loss']:.8g}, gradient norm {tree['gradient_norm']:.4g}")
-    for part in tree["parts"]:
-        print_certificate(store, part)
-    table = _table("", "parameter", "shape", "entries", "uses", left=2)
+    print_certificates(store)
+    if not tiles["missing"]:
+        print_definiteness(store)
+    shown = table("", "parameter", "shape", "entries", "uses", left=2)
     for entry in tree["parameters"][:_PARAMETER_ROWS]:
         names = entry["name"] + "".join(f" = {alias}" for alias in entry["aliases"])
-        table.add_row(names, " x ".join(map(str, entry["shape"])), f"{entry['numel']:,}", str(entry["uses"]))
-    _show(table)
+        shown.add_row(names, " x ".join(map(str, entry["shape"])), f"{entry['numel']:,}", str(entry["uses"]))
+    show(shown)
     if len(tree["parameters"]) > _PARAMETER_ROWS:
         typer.echo(f"... and {len(tree['parameters']) - _PARAMETER_ROWS} more; --json lists all")
+    shared = [use for entry in store.parameters if len(entry.uses) > 1 for use in entry.uses]
+    if shared:
+        more = f", ... ({len(shared)} in all; --json lists them)" if len(shared) > _USES else ""
+        typer.echo(f"uses of shared parameters: {', '.join(shared[:_USES])}{more}")
+    if tree["activations"]:
+        typer.echo(
+            f"activations: {', '.join(entry['name'] for entry in tree['activations'])}    (disthess activations)"
+        )
+    for name, text in tree["sections"].items():
+        typer.echo(f"section {name} = {text}")
 
 
 def certificate_summary(store: Any, part: str) -> dict[str, Any] | None:
@@ -236,6 +276,11 @@ def save_array(path: Path, values: np.ndarray) -> None:
     _written(path, lambda target: _save_open(target, values))
 
 
+def save_text(path: Path, text: str) -> None:
+    """Write text."""
+    _written(path, lambda target: target.write_text(text, encoding="utf-8"))
+
+
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write named arrays as ``.npz``, under exactly that name."""
 
@@ -256,7 +301,7 @@ def _save_open(path: Path, values: np.ndarray) -> None:
         np.save(file, values)
 
 
-def _written(path: Path, write: Callable[[Path], None]) -> None:
+def _written(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
@@ -266,18 +311,20 @@ def _written(path: Path, write: Callable[[Path], None]) -> None:
         ) from error
 
 
-def _table(title: str, *columns: str, left: int = 0) -> Table:
-    table = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+def table(title: str, *columns: str, left: int = 0) -> Table:
+    """An empty table; the first ``left`` columns are words."""
+    made = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
-    return table
+        made.add_column(column, justify="left" if index < left else "right", overflow="fold")
+    return made
 
 
-def _show(table: Table) -> None:
+def show(made: Table) -> None:
+    """Print a table."""
     console = Console()
     # Piped output has no width of its own: leave room for long parameter names.
     width = console.width if console.is_terminal else 160
-    Console(width=width, highlight=False).print(table)
+    Console(width=width, highlight=False).print(made)
 
 
 def _moments(density: Any) -> tuple[float, float]:

@@ -69,6 +69,9 @@ class ComputeSection(_Section):
     workers: Count | None = None
     threads: Count | None = None
     device: str | None = None
+    activations: str | list[str] | None = None
+    activations_per_sample: bool = False
+    sections: dict[str, str] = pydantic.Field(default_factory=dict)
     memory_gib: Annotated[float, pydantic.Field(gt=0)] | None = None
     address: str | None = None
     seed: Annotated[int, pydantic.Field(ge=0)] = 0
@@ -131,6 +134,9 @@ class RunConfig(_Section):
             "workers": section.workers,
             "threads": section.threads,
             "device": section.device,
+            "activations": section.activations,
+            "activations_per_sample": section.activations_per_sample,
+            "sections": section.sections,
             "memory_bytes": None if memory is None else int(memory * 2**30),
         }
 

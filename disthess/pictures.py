@@ -90,29 +90,77 @@ def block_picture(path: Path, names: Sequence[str], norms: np.ndarray, title: st
         norms: ``[n, n]``, non-negative; zeros are left white.
         title: Whose blocks they are.
     """
-    from matplotlib.colors import LogNorm
+    matrix_picture(path, names, norms, f"Blocks of the {title}", "Frobenius norm of the block", True)
 
-    shown, labels = _shrunk(np.asarray(norms, dtype=float), list(names))
-    positive = shown[np.isfinite(shown) & (shown > 0)]
+
+def matrix_picture(
+    path: Path, names: Sequence[str], values: np.ndarray, title: str, label: str, logarithmic: bool
+) -> None:
+    """Draw one number per pair of names as a heat map.
+
+    Args:
+        path: The file to write.
+        names: n of them.
+        values: ``[n, n]``; what is not finite (and, on a logarithmic scale, not positive) is left white.
+        title: Above it.
+        label: What the numbers are.
+        logarithmic: Whether colours follow the logarithm.
+    """
+    shown, labels = _shrunk(np.asarray(values, dtype=float), list(names))
     side = min(14.0, 4.0 + 0.35 * len(labels))
     figure = _figure(side + 1.5, side)
     axes = figure.add_subplot()
-    masked = np.ma.masked_where(~(shown > 0), shown)
-    if positive.size:
-        bottom = max(float(positive.min()), float(positive.max()) * 1e-8)
-        scale = LogNorm(bottom, max(float(positive.max()), bottom * 1.001))
-        image = axes.imshow(masked, norm=scale, cmap="viridis")
-        figure.colorbar(image, ax=axes, label="Frobenius norm of the block")
+    drawn = np.isfinite(shown) & ((shown > 0) | (not logarithmic))
+    if drawn.any():
+        scale, colours = _scale(shown[drawn], logarithmic)
+        image = axes.imshow(np.ma.masked_where(~drawn, shown), norm=scale, cmap=colours)
+        figure.colorbar(image, ax=axes, label=label)
     else:
         axes.imshow(np.zeros_like(shown), cmap="Greys")
     if len(labels) <= _MOST_LABELS:
         axes.set_xticks(range(len(labels)), labels, rotation=90)
         axes.set_yticks(range(len(labels)), labels)
     else:
-        axes.set_xlabel("parameter, in the model's order")
-        axes.set_ylabel("parameter, in the model's order")
-    axes.set_title(f"Blocks of the {title}")
+        axes.set_xlabel("in the model's order")
+        axes.set_ylabel("in the model's order")
+    axes.set_title(title)
     figure.savefig(path)
+
+
+def bar_picture(path: Path, names: Sequence[str], values: Sequence[float], title: str, label: str) -> None:
+    """Draw one number per name as horizontal bars, the first on top.
+
+    Args:
+        path: The file to write.
+        names: n of them.
+        values: Of any sign.
+        title: Above it.
+        label: What the numbers are.
+    """
+    figure = _figure(9.0, 1.5 + 0.28 * max(1, len(names)))
+    axes = figure.add_subplot()
+    places = range(len(names))
+    axes.barh(places, values, color=["tab:blue" if value >= 0 else "tab:red" for value in values])
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.axvline(0.0, color="black", linewidth=0.8)
+    axes.set_xlabel(label)
+    axes.set_title(title)
+    figure.savefig(path)
+
+
+def _scale(values: np.ndarray, logarithmic: bool) -> tuple[Any, str]:
+    """Colours: one hue for numbers of one sign, two that meet at zero for others."""
+    from matplotlib.colors import LogNorm, Normalize
+
+    top, bottom = float(values.max()), float(values.min())
+    if logarithmic:
+        low = max(bottom, top * 1e-8)
+        return LogNorm(low, max(top, low * 1.001)), "viridis"
+    if bottom < 0:
+        reach = max(top, -bottom)
+        return Normalize(-reach, reach), "RdBu_r"
+    return Normalize(0.0, top or 1.0), "viridis"
 
 
 def _shrunk(norms: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -121,7 +169,7 @@ def _shrunk(norms: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]
     if step == 1:
         return norms, names
     starts = np.arange(0, len(names), step)
-    squares = np.add.reduceat(np.add.reduceat(norms**2, starts, axis=0), starts, axis=1)
+    squares = np.add.reduceat(np.add.reduceat(np.nan_to_num(norms) ** 2, starts, axis=0), starts, axis=1)
     return np.sqrt(squares), names[::step]
 
 

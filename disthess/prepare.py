@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from disthess.planning.source import Basis
 from disthess.planning.workload import SourceCost, Workload
 from disthess.preflight import check_dtype, check_parameters, check_problem
 from disthess.problem import Parameter, Problem, batch_tensors, sample_count
+from disthess.reduce.sections import check_sections
 from disthess.store.layout import ParameterSpec
 from disthess.sweep.check import check_rules
 from disthess.sweep.workload import SourceCounter, parameter_targets, primal_entries, with_activations
@@ -45,6 +46,7 @@ class Options:
     address: str | None = None
     activations: str | Sequence[str] | None = None
     activations_per_sample: bool = False
+    sections: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prep
     workload = _with_decay(_workload(bound, names, programs, dtype), bound)
     if programs:
         workload = with_activations(workload, programs, options.activations_per_sample)
+    check_sections(workload.parameters, options.sections)
     workers, threads = _crew(options)
     request = PlanRequest(
         tuple(options.parts),

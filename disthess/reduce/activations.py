@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import final
 
 import numpy as np
+from typing_extensions import override
 
 from disthess.errors import StoreError, UnknownNameError
+from disthess.reduce.pairs import AbstractBlockSource
 from disthess.store.layout import ActivationSpec, PanelSpec
 from disthess.store.store import Store
 from disthess.types import Part, Span
@@ -76,3 +79,30 @@ class ActivationReader:
         if self._differs:
             return self._store.read(panel, "hessian", rows, columns) - self._store.read(panel, "ggn", rows, columns)
         return self._store.read(panel, self._part, rows, columns)
+
+
+@final
+class ActivationBlocks(AbstractBlockSource):
+    """The activation blocks of a store, as a source of pairs."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._readers: dict[Part, ActivationReader] = {}
+        ActivationReader(store, store.layout.parts[0])
+
+    @property
+    @override
+    def sizes(self) -> Mapping[str, int]:
+        return {entry.name: entry.numel for entry in self._store.layout.activations}
+
+    @property
+    @override
+    def has_gap(self) -> bool:
+        return len(self._store.layout.parts) > 1
+
+    @override
+    def block(self, a: str, b: str, part: Part) -> np.ndarray:
+        if part not in self._readers:
+            self._readers[part] = ActivationReader(self._store, part)
+        reader = self._readers[part]
+        return reader.block(reader.resolve(a), reader.resolve(b), per_sample=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, final
 
 import dask.array as da
@@ -9,13 +10,15 @@ import numpy as np
 import psutil
 from scipy.sparse.linalg import LinearOperator
 
-from disthess.errors import StoreError
+from disthess.errors import ConfigError, StoreError
 from disthess.linalg.operator import AbstractSymmetricOperator, to_scipy
-from disthess.reduce.activations import ActivationReader
-from disthess.reduce.arrays import PanelReader, block, lazy_block, lazy_matrix
+from disthess.reduce.activations import ActivationBlocks, ActivationReader
+from disthess.reduce.arrays import PanelReader, lazy_block, lazy_matrix
 from disthess.reduce.certify import Certificate
 from disthess.reduce.norms import BlockTable, block_table
 from disthess.reduce.operator import StoreOperator
+from disthess.reduce.pairs import PairOf, PairTable, ParameterBlocks, pair_table
+from disthess.reduce.sections import SectionBlocks, Sections, section_block
 from disthess.reduce.uses import UseReader
 from disthess.store.layout import ActivationSpec, Layout, ParameterSpec
 from disthess.store.store import Store
@@ -89,8 +92,8 @@ class HessianStore:
         """``d2 L / d a d b``.
 
         Args:
-            a: Parameter of the rows.
-            b: Parameter of the columns.
+            a: Parameter of the rows; or a named section, or ranges written out, ``weight[0:64]`` or ``weight[:, 64:128]``.
+            b: Parameter of the columns, likewise.
             part: ``hessian``, ``ggn`` or ``residual``.
             lazy: Return a Dask array instead of reading now.
 
@@ -98,12 +101,56 @@ class HessianStore:
             ``[numel of a, numel of b]``, numpy or Dask.
 
         Raises:
-            UnknownNameError: No such parameter; near names are offered.
+            UnknownNameError: No such parameter or section; near names are offered.
+            ConfigError: Ranges are no ranges, or outside the parameter's shape.
             StoreError: The part is not stored, tiles of the block are missing, or a chunk is damaged.
         """
         reader = PanelReader(self.store, part)
-        first, second = reader.resolve(a), reader.resolve(b)
-        return lazy_block(reader, first, second) if lazy else block(reader, first, second)
+        finder = Sections(self.parameters, self.sections)
+        first, second = finder.find(a), finder.find(b)
+        if first.is_whole and second.is_whole:
+            found = lazy_block(reader, first.parameter, second.parameter)
+        else:
+            found = section_block(reader, first, second)
+        return found if lazy else np.asarray(found.compute(scheduler="threads"))
+
+    @property
+    def sections(self) -> dict[str, str]:
+        """Named ranges of parameters, as they were given to ``compute``."""
+        return dict(self.attributes.get("sections", {}))
+
+    def pairs(
+        self,
+        part: Part = "hessian",
+        of: PairOf = "parameters",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PairTable:
+        """Norm, coupling, stable rank, gap to Gauss-Newton and trace of every pair of blocks.
+
+        Args:
+            part: Whose blocks.
+            of: ``parameters``, ``activations``, or ``sections`` (parameters, those with named sections cut into these).
+            progress: Called with (pairs done, pairs in all).
+
+        Returns:
+            A table; ``table.matrix("coupling")``, ``table.to_csv()``.
+
+        Raises:
+            ConfigError: ``of`` is none of the three.
+            StoreError: There are no activations or sections, the part is not stored, or tiles are missing.
+        """
+        if of == "parameters":
+            return pair_table(ParameterBlocks(self.store), part, of, progress)
+        if of == "activations":
+            return pair_table(ActivationBlocks(self.store), part, of, progress)
+        if of != "sections":
+            raise ConfigError(f"of must be parameters, activations or sections, got {of!r}.")
+        if not self.sections:
+            raise StoreError(
+                f"the store {self.path} has no named sections. Give compute sections={{'q': 'in_proj_weight[0:64]', ...}}; on a "
+                "store that is done this only adds the names."
+            )
+        return pair_table(SectionBlocks(self.store, self.sections), part, of, progress)
 
     def uses(self) -> tuple[str, ...]:
         """Names of all uses, ``parameter@node``, in topological order within each parameter."""

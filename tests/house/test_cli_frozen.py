@@ -10,8 +10,10 @@ RUN = {"config", "--store", "--executor", "--workers", "--threads"}
 PROMISED = {
     "plan": {*RUN, "--json"},
     "run": {*RUN, "--address"},
-    "info": {"store", "--json"},
-    "block": {"store", "a", "b", "--part", "--out"},
+    "info": {"store", "--pairs", "--of", "--metric", "--part", "--top", "--csv", "--plot", "--json"},
+    "block": {"store", "a", "b", "--part", "--out", "--use"},
+    "activations": {"store", "v", "w", "--part", "--per-sample", "--out"},
+    "curvature": {"config", "--top", "--plot", "--json"},
     "spectrum": {"store", "--top", "--density", "--plot", "--part", "--seed", "--json"},
     "lowrank": {"store", "--rank", "--out", "--part", "--seed", "--json"},
     "verify": {"store", "--repair", "--json"},

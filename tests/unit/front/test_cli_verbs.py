@@ -235,3 +235,78 @@ def test_version_and_help_teach() -> None:
         done = call(verb, "--help")
         assert done.exit_code == 0
         assert f"disthess {verb}" in " ".join(done.stdout.split())
+
+
+RICH = """
+problem:
+  factory: small.py:problem
+compute:
+  store: STORE
+  dtype: float64
+  parts: [hessian, ggn]
+  activations: ["0", "1", "2"]
+  activations_per_sample: true
+  sections: {upper: "0.weight[0:2]", rest: "0.weight[2:]"}
+report: {eigenvalues: 0, blocks: 0, density: false, pictures: false}
+"""
+
+
+@pytest.fixture(scope="module")
+def rich(folder: Path) -> Path:
+    (folder / "rich.yaml").write_text(RICH.replace("STORE", str(folder / "rich.zarr")))
+    done = call("run", folder / "rich.yaml")
+    assert done.exit_code == 0, done.output
+    assert "certificate activations: passed" in done.output
+    assert "ggn        positive semi-definite" in done.output
+    return folder / "rich.zarr"
+
+
+def test_info_names_activations_uses_and_sections(rich: Path) -> None:
+    tree = json.loads(call("info", rich, "--json").stdout)
+    assert [entry["name"] for entry in tree["activations"]] == ["0", "1", "2"]
+    assert tree["sections"]["upper"] == "0.weight[0:2]"
+    assert "0.weight@0" in tree["uses"]
+    shown = call("info", rich).output
+    assert "activations: 0, 1, 2" in shown
+    assert "section upper = 0.weight[0:2]" in shown
+
+
+@pytest.mark.parametrize("of", ["parameters", "activations", "sections"])
+def test_info_pairs_as_table_csv_json_and_picture(rich: Path, of: str, tmp_path: Path) -> None:
+    done = call("info", rich, "--pairs", "--of", of, "--metric", "coupling", "--top", 3, "--csv", tmp_path / "p.csv",
+                "--plot", tmp_path / "p.png")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert f"pairs of {of}, hessian, by coupling" in done.output
+    assert (tmp_path / "p.png").stat().st_size > 1000
+    rows = json.loads(call("info", rich, "--pairs", "--of", of, "--json").stdout)
+    table = api.open_store(rich).pairs(of=of)
+    assert [row["norm"] for row in rows] == [row.norm for row in table.rows]
+    assert (tmp_path / "p.csv").read_text() == table.to_csv()
+
+
+def test_activations_are_listed_shown_and_saved(rich: Path, store: Path, tmp_path: Path) -> None:
+    assert "sample by sample, 20" in call("activations", rich).output
+    done = call("activations", rich, "0", "2", "--per-sample", "--out", tmp_path / "b.npy")
+    assert done.exit_code == 0, done.output
+    assert np.load(tmp_path / "b.npy").shape == (20, 4, 2)
+    assert "20 samples of shape 4 x 2" in done.output
+    assert "shape 4 x 2" in call("activations", rich, "0", "2").output
+    refused = call("activations", store)
+    assert refused.exit_code != 0
+
+
+def test_block_of_uses_and_of_sections(rich: Path, tmp_path: Path) -> None:
+    done = call("block", rich, "0.weight@0", "2.bias@2", "--use", "--out", tmp_path / "u.npy")
+    assert done.exit_code == 0, done.output
+    np.testing.assert_array_equal(np.load(tmp_path / "u.npy"), api.open_store(rich).block("0.weight", "2.bias"))
+    assert "shape 6 x 2" in call("block", rich, "upper", "2.bias").output
+
+
+def test_curvature_adds_up(folder: Path, rich: Path, tmp_path: Path) -> None:
+    done = call("curvature", folder / "rich.yaml", "--plot", tmp_path / "c.png")
+    assert done.exit_code == 0, done.output
+    assert "nodes that make up the residual" in done.output
+    assert (tmp_path / "c.png").stat().st_size > 1000
+    tree = json.loads(call("curvature", folder / "rich.yaml", "--json").stdout)
+    assert sum(node["share"] for node in tree["nodes"]) == pytest.approx(1.0)
+    assert tree["norm"] == pytest.approx(np.linalg.norm(api.open_store(rich).dense("residual")))

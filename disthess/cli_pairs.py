@@ -1,0 +1,123 @@
+"""What the command line prints of pairs of blocks, activations and node curvature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+
+from disthess.cli_report import draw, print_block, save_text, show, table
+from disthess.errors import ConfigError
+
+LABELS = {
+    "norm": ("Frobenius norm of the block", True),
+    "coupling": ("coupling |H_vw| / sqrt(|H_vv| |H_ww|)", False),
+    "stable_rank": ("stable rank |H|_F^2 / |H|_2^2", True),
+    "gap": ("GN-gap |residual| / |ggn|", True),
+    "trace": ("trace", False),
+}
+"""What a metric is called, and whether its heat map has a logarithmic scale."""
+
+
+def write_pairs(pairs: Any, metric: str, csv: Path | None, plot: Path | None) -> None:
+    """The files that were asked for."""
+    from disthess import pictures
+
+    if csv is not None:
+        save_text(csv, pairs.to_csv())
+    if plot is not None:
+        label, logarithmic = LABELS[metric]
+        title = f"{metric.replace('_', ' ')} of pairs of {pairs.of}, {pairs.part}"
+        draw(pictures.matrix_picture, plot, pairs.names, pairs.matrix(metric), title, label, logarithmic)
+
+
+def print_pairs(pairs: Any, metric: str, top: int, csv: Path | None, plot: Path | None) -> None:
+    """The pairs with the largest metric."""
+    shown = pairs.largest(top, metric)
+    title = f"{len(shown)} of {len(pairs.rows)} pairs of {pairs.of}, {pairs.part}, by {metric.replace('_', ' ')}"
+    found = table(title, "A", "B", "entries", "norm R", "coupling C", "stable rank D", "GN-gap", "trace", left=2)
+    for row in shown:
+        numbers = (row.norm, row.coupling, row.stable_rank, row.gap, row.trace)
+        found.add_row(row.a, row.b, f"{row.entries:,}", *(_cell(value) for value in numbers))
+    show(found)
+    if all(math.isnan(row.gap) for row in pairs.rows):
+        typer.echo("no GN-gap: it needs a store with parts [hessian, ggn]")
+    for file in (csv, plot):
+        if file is not None:
+            typer.echo(f"saved: {file}")
+
+
+def print_activations(store: Any) -> None:
+    """The stored activations."""
+    if not store.activations:
+        raise ConfigError(
+            f"the store {store.path} holds no activation blocks. Name modules or nodes under compute: activations in the run file."
+        )
+    kept = store.layout.activation_samples
+    how = f"sample by sample, {kept:,} of them" if kept else "summed over samples"
+    found = table(f"activations, blocks {how}", "node", "output of module", "shape of a sample", "entries", left=2)
+    for entry in store.activations:
+        shape = " x ".join(map(str, entry.shape)) or "1"
+        found.add_row(entry.name, ", ".join(entry.modules), shape, f"{entry.numel:,}")
+    show(found)
+
+
+def print_activation_block(values: np.ndarray, title: str, out: Path | None) -> None:
+    """A block as others; of per-sample blocks the shape, and the mean over samples."""
+    if values.ndim == 2:
+        print_block(values, title, out)
+        return
+    typer.echo(
+        f"{title}: {values.shape[0]} samples of shape {values.shape[1]} x {values.shape[2]}, {values.dtype}; their sum:"
+    )
+    print_block(values.sum(axis=0), title, out)
+
+
+def print_curvature(found: Any, top: int, plot: Path | None) -> None:
+    """Nodes by their share."""
+    rows = sorted(found.rows, key=lambda row: -abs(row.share))[:top]
+    shown = table(
+        f"{len(rows)} of {len(found.rows)} nodes that make up the {found.part}", "node", "operation", "norm", "trace", "share",
+        left=2,
+    )  # fmt: skip
+    for row in rows:
+        shown.add_row(row.name, row.op, f"{row.norm:.4e}", f"{row.trace: .4e}", f"{row.share: .2%}")
+    show(shown)
+    typer.echo(
+        f"norm of the {found.part} {found.total_norm:.6e}; the nodes add up to it within {found.defect:.1e} of it. "
+        "share = <node, whole> / <whole, whole>"
+    )
+    if plot is not None:
+        typer.echo(f"saved: {plot}")
+
+
+def curvature_summary(found: Any) -> dict[str, Any]:
+    """As JSON."""
+    rows: Sequence[Any] = found.rows
+    return {
+        "part": found.part,
+        "norm": found.total_norm,
+        "defect": found.defect,
+        "nodes": [
+            {"name": row.name, "op": row.op, "norm": row.norm, "trace": row.trace, "share": row.share} for row in rows
+        ],
+    }
+
+
+def draw_curvature(path: Path, found: Any) -> None:
+    """Shares as bars."""
+    from disthess import pictures
+
+    rows = sorted(found.rows, key=lambda row: -abs(row.share))[:40]
+    title = f"What the {found.part} is made of"
+    draw(
+        pictures.bar_picture, path, [row.name for row in rows], [row.share for row in rows], title, "share of the whole"
+    )
+
+
+def _cell(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4g}"
