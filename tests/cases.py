@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
+from models import (
+    BatchNormConv,
+    CellLoop,
+    GroupedQuery,
+    Mixture,
+    MultiHead,
+    Normed,
+    PatchTransformer,
+    Recurrent,
+    ReluCnn,
+    Residual,
+    UNet,
+    Vae,
+    negative_elbo,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +38,7 @@ class Case:
         independent: What the proof of sample independence must find.
         ggn: Whether the model's outputs are known.
         graph: Whether export captures it.
+        slow: Whether it is run only with ``-m slow``, where another case is much like it.
     """
 
     name: str
@@ -29,6 +46,7 @@ class Case:
     independent: bool = True
     ggn: bool = True
     graph: bool = True
+    slow: bool = False
 
 
 class SkipGate(nn.Module):
@@ -252,5 +270,44 @@ CASES: tuple[Case, ...] = (
     Case("odd_shapes", _seeded(lambda g: _problem(OddShapes(), [(_normal(g, 5, 4), _normal(g, 5, 4))], loss="mse"))),
     Case("encoder_layer", _seeded(lambda g: _problem(EncoderLayer(), [(_normal(g, 4, 3, 4), _classes(g, 2, 4))], loss="cross_entropy"))),
     Case("lstm", _seeded(lambda g: _problem(Lstm(), [(_normal(g, 4, 3, 2), _normal(g, 4, 2))], loss="mse"))),
+    Case("mlp_sigmoid", _seeded(lambda g: _problem(nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 2)), [(_normal(g, 5, 3), _normal(g, 5, 2))], loss="mse")), slow=True),
+    Case("mlp_relu", _seeded(lambda g: _problem(nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4), nn.LeakyReLU(0.2), nn.Linear(4, 3)), [(_normal(g, 6, 3), _classes(g, 3, 6))], loss="cross_entropy"))),
+    Case("cnn_relu_max_pool", _seeded(lambda g: _problem(ReluCnn(), [(_normal(g, 3, 1, 8, 8), _classes(g, 3, 3))], loss="cross_entropy"))),
+    Case("layer_norm", _seeded(lambda g: _problem(Normed(nn.LayerNorm(2)), [(_normal(g, 5, 3), _normal(g, 5, 2))], loss="mse")), slow=True),
+    Case("group_norm", _seeded(lambda g: _problem(Normed(nn.GroupNorm(2, 4)), [(_normal(g, 5, 3), _normal(g, 5, 2))], loss="mse"))),
+    Case("rms_norm", _seeded(lambda g: _problem(Normed(nn.RMSNorm(2)), [(_normal(g, 5, 3), _normal(g, 5, 2))], loss="mse"))),
+    Case("instance_norm", _seeded(lambda g: _problem(Normed(nn.InstanceNorm1d(4, affine=True)), [(_normal(g, 5, 3), _normal(g, 5, 2))], loss="mse")), slow=True),
+    Case("batch_norm_images", _seeded(lambda g: _problem(BatchNormConv().train(), [(_normal(g, 3, 1, 4, 4), _classes(g, 2, 3))], loss="cross_entropy")), independent=False),
+    Case("residual", _seeded(lambda g: _problem(Residual(), [(_normal(g, 5, 3), _normal(g, 5, 2))], loss="mse")), slow=True),
+    Case("rnn_module", _seeded(lambda g: _problem(Recurrent(nn.RNN(2, 3, batch_first=True), 3), [(_normal(g, 4, 3, 2), _normal(g, 4, 2))], loss="mse")), slow=True),
+    Case("gru_module", _seeded(lambda g: _problem(Recurrent(nn.GRU(2, 3, batch_first=True, bidirectional=True), 6), [(_normal(g, 4, 3, 2), _normal(g, 4, 2))], loss="mse"))),
+    Case("lstm_two_layers", _seeded(lambda g: _problem(Recurrent(nn.LSTM(2, 2, num_layers=2, batch_first=True), 2), [(_normal(g, 4, 3, 2), _normal(g, 4, 2))], loss="mse")), slow=True),
+    Case("gru_loop", _seeded(lambda g: _problem(CellLoop(nn.GRUCell(2, 3)), [(_normal(g, 4, 3, 2), _normal(g, 4, 2))], loss="mse")), slow=True),
+    Case("lstm_loop", _seeded(lambda g: _problem(CellLoop(nn.LSTMCell(2, 3)), [(_normal(g, 4, 3, 2), _normal(g, 4, 2))], loss="mse"))),
+    Case("vae", _seeded(lambda g: _problem(Vae(), [{"x": torch.rand(5, 4, generator=g, dtype=torch.float64), "noise": _normal(g, 5, 2)}], objective=negative_elbo)), ggn=False),
+    Case("mixture_soft", _seeded(lambda g: _problem(Mixture(None), [(_normal(g, 5, 3), _normal(g, 5, 2))], loss="mse")), slow=True),
+    Case("mixture_top2", _seeded(lambda g: _problem(Mixture(2), [(_normal(g, 5, 3), _normal(g, 5, 2))], loss="mse"))),
+    Case("unet", _seeded(lambda g: _problem(UNet(), [(_normal(g, 3, 1, 4, 4), _normal(g, 3, 1, 4, 4))], loss="mse"))),
+    Case("multi_head", _seeded(lambda g: _problem(MultiHead(), [(_normal(g, 4, 3, 4), _classes(g, 2, 4))], loss="cross_entropy"))),
+    Case("grouped_query", _seeded(lambda g: _problem(GroupedQuery(), [(_normal(g, 4, 3, 4), _normal(g, 4, 1))], loss="mse"))),
+    Case("patch_transformer", _seeded(lambda g: _problem(PatchTransformer(), [(_normal(g, 3, 1, 4, 4), _classes(g, 2, 3))], loss="cross_entropy")), slow=True),
     Case("one_sample", _seeded(lambda g: _problem(SkipGate(), [(_normal(g, 1, 3), _normal(g, 1, 2))], loss="mse")), independent=False),
 )  # fmt: skip
+
+
+def cases(typical: tuple[str, ...] | None = None, graph: bool = False) -> list[object]:
+    """Parameters of a test over all cases; those not typical of what it tests (or slow ones) are marked slow.
+
+    Args:
+        typical: Names to run in every test run; None for all that are not slow.
+        graph: Whether to leave out cases that cannot be captured.
+    """
+    return [
+        pytest.param(case, id=case.name, marks=pytest.mark.slow if _is_slow(case, typical) else ())
+        for case in CASES
+        if case.graph or not graph
+    ]
+
+
+def _is_slow(case: Case, typical: tuple[str, ...] | None) -> bool:
+    return case.slow if typical is None else case.name not in typical

@@ -200,11 +200,13 @@ def _pow_tensor(call: Call) -> Partials:
     value = call.output
     base = a if isinstance(a, Tensor) else torch.full_like(value, a)
     power = b if isinstance(b, Tensor) else torch.full_like(value, b)
-    log = torch.log(base)
+    # At a base of 0 and a positive exponent the power and its logarithms go to 0 together.
+    log = torch.where((base == 0) & (power > 0), 0.0, torch.log(base))
+    mixed = torch.where((base == 0) & (power > 1), 0.0, base ** (power - 1) * (1 + power * log))
     # Where the factor vanishes so does the product, also at a base of 0 where the power is infinite.
     slope = torch.where(power == 0, 0.0, power * base ** (power - 1))
     bend = torch.where((power == 0) | (power == 1), 0.0, power * (power - 1) * base ** (power - 2))
-    return Partials(slope, value * log, aa=bend, ab=base ** (power - 1) * (1 + power * log), bb=value * log * log)
+    return Partials(slope, value * log, aa=bend, ab=mixed, bb=value * log * log)
 
 
 def rules() -> dict[str, AbstractRule]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from disthess.graph.ir import BatchAxis
+from disthess.graph.ir import BatchAxis, Node
 
 Stack = Tensor
 """A tensor with a leading axis of K tangents."""
@@ -71,6 +71,10 @@ class AbstractRule(abc.ABC):
     """One operation's derivatives. Leaves are final; values are frozen."""
 
     __slots__ = ()
+
+    def objection(self, node: Node) -> str | None:
+        """Why this node has no Hessian although its operation has a rule, and what to do; None if it has."""
+        return None
 
     @abc.abstractmethod
     def tangent(self, call: Call, tangents: Stacks) -> Stack:

@@ -1,4 +1,4 @@
-"""Rows picked by indices: linear in what is picked from; back, rows are added where they came from."""
+"""Entries picked or placed by indices: linear in what they come from; back, rows are added where they came from."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from disthess.graph.batch import rows_by_sample
+from disthess.graph.ir import Node
 from disthess.rules.base import AbstractRule, Call, Stack, Stacks
 from disthess.rules.generic import LinearMapRule
+
+
+_PLACED = (
+    "scatter.src", "scatter.value", "scatter_add.default", "index_put.default", "index_add.default", "index_copy.default",
+    "index_fill.int_Scalar", "put.default", "diagonal_scatter.default", "masked_scatter.default", "masked_select.default",
+)  # fmt: skip
 
 
 @final
@@ -17,6 +24,15 @@ class EmbeddingRule(AbstractRule):
     """``embedding(weight, ids)``. The padding row gets no gradient, as in torch: its derivatives are zero."""
 
     __slots__ = ()
+
+    @override
+    def objection(self, node: Node) -> str | None:
+        if len(node.args) > 3 and node.args[3]:
+            return (
+                "with scale_grad_by_freq=True torch divides its gradient by how often a row is used, so that it is not the gradient "
+                "of any function. Use scale_grad_by_freq=False."
+            )
+        return None
 
     @override
     def tangent(self, call: Call, tangents: Stacks) -> Stack:
@@ -96,4 +112,5 @@ def rules() -> dict[str, AbstractRule]:
         "aten.index_select.default": GatherRule(whole_rows=True),
         "aten.index.Tensor": LinearMapRule(),
         "aten.take_along_dim.default": LinearMapRule(),
+        **{f"aten.{name}": LinearMapRule() for name in _PLACED},
     }

@@ -36,7 +36,7 @@ def check_rules(problem: Problem, programs: Sequence[Program]) -> None:
         seen.add(id(program))
         live = [node for node in program.graph.nodes if node.live and node.kind == "op" and node.region != "total"]
         for node in live:
-            advice = refusal(node.op)
+            advice = refusal(node.op) or rule_for(node.op).objection(node)
             if advice is not None:
                 raise RuleError(f"{node.name} is {node.op}, which has no Hessian here: {advice}")
         doubtful = [node.index for node in live if not has_rule(node.op)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import CASES, Case
+from cases import CASES, Case, cases
 from torch import Tensor, nn
 
 import disthess
@@ -166,14 +166,7 @@ def in_model_nodes(case: Case, limit: int) -> list[str]:
     return [*names[: limit - 1], names[-1]]
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=case.name, marks=() if case.name in TYPICAL else pytest.mark.slow)
-        for case in CASES
-        if case.graph
-    ],
-)
+@pytest.mark.parametrize("case", cases(TYPICAL, graph=True))
 def test_every_case_in_both_parts(case: Case, tmp_path: Path) -> None:
     problem, nodes = case.make(), in_model_nodes(case, 6)
     parts = ("hessian", "ggn", "residual") if case.ggn else ("hessian",)

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import CASES, Case
+from cases import CASES, Case, cases
 
 import disthess
 from disthess.prepare import Options, prepare
 
 TOLERANCE = 1e-10
-IDS = [case.name for case in CASES]
 
 
 def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -26,7 +25,7 @@ def parts_of(case: Case) -> tuple[str, ...]:
     return ("hessian", "ggn", "residual") if case.ggn else ("hessian",)
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.parametrize("case", cases())
 def test_store_equals_the_oracle_in_every_part(case: Case, tmp_path: Path) -> None:
     problem = case.make()
     store = disthess.compute(problem, tmp_path / "run.zarr", parts=parts_of(case), progress=False)
@@ -57,7 +56,7 @@ def test_every_way_to_the_numbers_gives_the_same_numbers(case: Case, options: di
     assert relative_error(store.dense(), disthess.reference_hessian(problem)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.parametrize("case", cases())
 def test_reference_equals_torch_func(case: Case) -> None:
     problem = case.make()
     names = [parameter.name for parameter in problem.parameters()]
@@ -74,7 +73,7 @@ def test_reference_equals_torch_func(case: Case) -> None:
     assert relative_error(disthess.reference_hessian(problem), wanted) <= 1e-12
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.parametrize("case", cases())
 def test_independence_is_decided_as_known(case: Case) -> None:
     prepared = prepare(case.make(), Options())
     assert bool(prepared.programs) == case.graph
@@ -82,7 +81,7 @@ def test_independence_is_decided_as_known(case: Case) -> None:
         assert prepared.programs[0].graph.independent == case.independent, prepared.plan.independence
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.parametrize("case", cases())
 def test_float32_agrees_to_its_own_precision(case: Case, tmp_path: Path) -> None:
     problem = case.make()
     store = disthess.compute(problem, tmp_path / "run.zarr", dtype="float32", progress=False)

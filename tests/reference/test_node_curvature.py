@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import CASES, Case
+from cases import CASES, Case, cases
 from torch import Tensor, nn
 
 import disthess
@@ -17,14 +17,7 @@ from disthess.sweep import curvature
 TYPICAL = ("mlp_skip_gate", "attention", "batch_norm_train", "tied_language_model", "weight_decay")
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=case.name, marks=() if case.name in TYPICAL else pytest.mark.slow)
-        for case in CASES
-        if case.graph
-    ],
-)
+@pytest.mark.parametrize("case", cases(TYPICAL, graph=True))
 def test_nodes_sum_to_the_residual(case: Case) -> None:
     problem = case.make()
     found = disthess.node_curvature(problem, matrices=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import CASES, Case
+from cases import Case, cases
 from torch import nn
 
 import disthess
@@ -21,14 +21,7 @@ from disthess.formalism.perturb import activation_hessian, parameter_hessian
 TYPICAL = ("mlp_two_batches_sum", "rnn", "tied_autoencoder", "batch_norm_train", "two_heads", "hinge", "weight_decay")
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=case.name, marks=() if case.name in TYPICAL else pytest.mark.slow)
-        for case in CASES
-        if case.graph
-    ],
-)
+@pytest.mark.parametrize("case", cases(TYPICAL, graph=True))
 def test_all_methods_equal_the_oracle(case: Case) -> None:
     problem = case.make()
     local = differentiate(dag_of(problem))
