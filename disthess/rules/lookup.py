@@ -12,7 +12,6 @@ from disthess.graph.ir import Node
 from disthess.rules.base import AbstractRule, Call, Stack, Stacks
 from disthess.rules.generic import LinearMapRule
 
-
 _PLACED = (
     "scatter.src", "scatter.value", "scatter_add.default", "index_put.default", "index_add.default", "index_copy.default",
     "index_fill.int_Scalar", "put.default", "diagonal_scatter.default", "masked_scatter.default", "masked_select.default",
@@ -29,8 +28,8 @@ class EmbeddingRule(AbstractRule):
     def objection(self, node: Node) -> str | None:
         if len(node.args) > 3 and node.args[3]:
             return (
-                "with scale_grad_by_freq=True torch divides its gradient by how often a row is used, so that it is not the gradient "
-                "of any function. Use scale_grad_by_freq=False."
+                "with scale_grad_by_freq=True torch divides its gradient by how often a row is used, so that it is the gradient of no "
+                "function. Use scale_grad_by_freq=False."
             )
         return None
 
