@@ -15,6 +15,7 @@ from disthess import hvp
 from disthess.errors import CertificateError, SecondDerivativeError
 from disthess.graph.perturb import perturbation_differences, perturbation_products
 from disthess.graph.program import build_programs
+from disthess.preflight import casts_down
 from disthess.prepare import Prepared
 from disthess.problem import Problem
 from disthess.reduce.certify import Certificate, certify, certify_activations
@@ -30,6 +31,9 @@ DIFFERENCE_TOLERANCE = 1e-5
 
 DIFFERENCE_STEPS = (1e-5, 1e-6, 1e-7)
 """Steps of the differences, relative to the parameters' norm."""
+
+ROUNDED_TOLERANCE, ROUNDED_STEPS = 1e-2, (1e-2, 3e-3, 1e-3)
+"""The same where the model casts to float32 inside: its gradient carries 1e-7 of noise, which a difference divides by its step."""
 
 VECTORS = 2
 """Random vectors compared."""
@@ -65,10 +69,10 @@ def certify_run(store: HessianStore, prepared: Prepared, seed: int) -> tuple[Cer
         except SecondDerivativeError:
             if part != "hessian":
                 continue
-            result = _by_differences(store, problem, prepared.names, seed, tolerance)
+            result = _by_differences(store, prepared, problem, seed, tolerance)
         # The autograd method took the same path as the products, so that only differences are independent of it.
         if part == "hessian" and (not result.passed or prepared.plan.method == "autograd"):
-            result = _by_differences(store, problem, prepared.names, seed, tolerance)
+            result = _by_differences(store, prepared, problem, seed, tolerance)
         if not result.passed:
             raise CertificateError(
                 f"the stored {part} disagrees with products of the eager model: relative error {result.worst:.2e}, allowed "
@@ -132,14 +136,14 @@ def _products(problem: Problem, names: tuple[str, ...], part: Part) -> Products 
     return ggn if part == "ggn" else lambda block: hessian(block) - ggn(block)
 
 
-def _by_differences(
-    store: HessianStore, problem: Problem, names: tuple[str, ...], seed: int, wanted: float
-) -> Certificate:
+def _by_differences(store: HessianStore, prepared: Prepared, problem: Problem, seed: int, wanted: float) -> Certificate:
     """Against central differences at several steps: a kink may lie within one, an error is there at all of them."""
+    names = prepared.names
+    rounded = prepared.plan.method == "autograd" and bool(casts_down(problem))
     scale = max(1.0, float(torch.cat([p.tensor.detach().reshape(-1) for p in problem.parameters()]).norm()))
-    tolerance = max(DIFFERENCE_TOLERANCE, wanted)
+    tolerance = max(ROUNDED_TOLERANCE if rounded else DIFFERENCE_TOLERANCE, wanted)
     against = "central differences of the eager gradient in float64"
-    for step in DIFFERENCE_STEPS:
+    for step in ROUNDED_STEPS if rounded else DIFFERENCE_STEPS:
 
         def differences(block: np.ndarray, step: float = step) -> np.ndarray:
             vectors = torch.from_numpy(np.ascontiguousarray(block.T))

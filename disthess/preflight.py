@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from disthess.errors import DisthessError, ProblemError
 from disthess.problem import Problem, sample_count
@@ -141,3 +142,26 @@ def _evaluate(problem: Problem, index: int) -> Any:
         raise ProblemError(
             f"the objective failed on batch {index}: {type(reason).__name__}: {text[:300]}. It must run on the batch as given."
         ) from reason
+
+
+def casts_down(problem: Problem) -> str:
+    """Where a float64 model itself casts values to float32, in a word, or empty; for models that were not captured."""
+    with _CastWatch() as watch, torch.no_grad():
+        problem.value(problem.batches[0])
+    return watch.found
+
+
+@final
+class _CastWatch(TorchDispatchMode):
+    """Remembers the first operation that makes float32 out of float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        wide = any(isinstance(entry, Tensor) and entry.dtype == torch.float64 for entry in args)
+        if not self.found and wide and isinstance(result, Tensor) and result.dtype == torch.float32:
+            self.found = str(func)
+        return result

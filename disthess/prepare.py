@@ -14,12 +14,12 @@ import torch
 from disthess import hvp
 from disthess.errors import ConfigError, GraphError
 from disthess.execute.threads import default_threads
-from disthess.graph.program import Program, build_programs
+from disthess.graph.program import Program, build_programs, rounds_inside
 from disthess.planning.plan import Plan
 from disthess.planning.planner import Method, PlanRequest, Sharing, make_plan
 from disthess.planning.source import Basis
 from disthess.planning.workload import SourceCost, Workload
-from disthess.preflight import check_dtype, check_parameters, check_problem
+from disthess.preflight import casts_down, check_dtype, check_parameters, check_problem
 from disthess.problem import Parameter, Problem, batch_tensors, sample_count
 from disthess.reduce.sections import check_sections
 from disthess.store.layout import ParameterSpec
@@ -104,7 +104,10 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prep
             "the ggn and residual parts need to know where the model ends and the loss begins. Pass loss= instead of objective=, "
             "or name the module whose output is the model's output: Problem(..., output='name')."
         )
-    inside = _rounds_inside(programs) if dtype == "float64" else ""
+    inside = ""
+    if dtype == "float64":
+        narrow = [rounds_inside(program.graph) for program in programs] if programs else [casts_down(bound)]
+        inside = next((name for name in narrow if name), "")
     if inside:
         reason += f"; the model itself casts to float32 at {inside}, so that nothing beyond float32 is certain"
     workload = _with_decay(_workload(bound, names, programs, dtype), bound)
@@ -180,13 +183,6 @@ def _refuse_activations(activations: Sequence[str], why: str) -> None:
 
 def _count(problem: Problem, names: tuple[str, ...]) -> int:
     return sum(parameter.tensor.numel() for parameter in problem.parameters() if parameter.name in names)
-
-
-def _rounds_inside(programs: tuple[Program, ...]) -> str:
-    narrow = (
-        node.name for program in programs for node in program.graph.nodes if node.live and node.dtype == "float32"
-    )
-    return next(narrow, "")
 
 
 def _clip(text: str) -> str:

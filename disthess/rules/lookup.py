@@ -28,8 +28,8 @@ class EmbeddingRule(AbstractRule):
     def objection(self, node: Node) -> str | None:
         if len(node.args) > 3 and node.args[3]:
             return (
-                "with scale_grad_by_freq=True torch divides its gradient by how often a row is used, so that it is the gradient of no "
-                "function. Use scale_grad_by_freq=False."
+                "with scale_grad_by_freq=True torch divides its gradient by how often a row is used, so that it is the gradient of "
+                "no function. Use scale_grad_by_freq=False."
             )
         return None
 
