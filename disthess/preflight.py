@@ -140,7 +140,8 @@ def _evaluate(problem: Problem, index: int) -> Any:
     except Exception as reason:
         text = " ".join(str(reason).split())
         raise ProblemError(
-            f"the objective failed on batch {index}: {type(reason).__name__}: {text[:300]}. It must run on the batch as given."
+            f"the objective failed on batch {index}: {type(reason).__name__}: {text[:300]}. It must run on the batch as "
+            f"given, in {problem.dtype}; where an operation has no such kernel, choose another implementation or dtype."
         ) from reason
 
 

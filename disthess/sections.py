@@ -35,7 +35,8 @@ def attention_sections(model: nn.Module) -> dict[str, str]:
                 found.update(_thirds(prefix, f"{prefix}in_proj_bias", module.embed_dim, "bias", columns=False))
             continue
         weight = getattr(module, "weight", None)
-        name = path.rpartition(".")[2]
+        parent, _, name = path.rpartition(".")
+        prefix = f"{parent}." if parent else ""
         if name not in _LAYERS or not isinstance(weight, nn.Parameter) or weight.ndim != 2:
             continue
         rows, columns = weight.shape
