@@ -229,8 +229,12 @@ class Problem:
         return torch.float64 if torch.float64 in kinds else next(iter(kinds), torch.float32)
 
     def to(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> Problem:
-        """A deep copy with floating tensors in ``dtype`` on ``device``; ties are kept, the original is not touched."""
-        model = copy.deepcopy(self.model).to(device)
+        """A deep copy with floating tensors in ``dtype`` on ``device``; ties are kept, the original is not touched.
+
+        Raises:
+            ProblemError: The model cannot be copied.
+        """
+        model = _copied(self.model).to(device)
         for module in model.modules():
             for key, buffer in module._buffers.items():
                 if buffer is not None and buffer.is_floating_point():
@@ -308,6 +312,16 @@ def sample_count(batch: Any) -> int:
                 raise ProblemError("a batch holds 0 samples; give batches with at least one sample each.")
             return int(tensor.shape[0])
     return 1
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as reason:
+        raise ProblemError(
+            f"the model cannot be copied ({' '.join(str(reason).split())[:160]}). A module holds a tensor that has a history, as "
+            "the old torch.nn.utils.weight_norm does: use torch.nn.utils.parametrizations, or compute it inside forward()."
+        ) from reason
 
 
 def _decay(given: float | Mapping[str, float], parameters: Sequence[Parameter]) -> dict[str, float]:

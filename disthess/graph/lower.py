@@ -304,6 +304,11 @@ def broadcast_tensors(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.clone() if tensor.shape == shape else tensor.expand(shape) for tensor in tensors]
 
 
+def written_over(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
+    """What ``self.copy_(src)`` leaves in ``self``."""
+    return src.to(self.dtype).expand(self.shape)
+
+
 def embedding_bag_forward(*args: Any, **kwargs: Any) -> Any:
     """Refused: the fused kernel has no double backward."""
     raise RuleError(
@@ -347,6 +352,7 @@ def lowerings() -> dict[Any, Callable[..., Any]]:
         aten.hardsigmoid.default: hardsigmoid,
         aten.cdist.default: cdist,
         aten.broadcast_tensors.default: broadcast_tensors,
+        aten.copy.default: written_over,
         aten.addcmul.default: addcmul,
         aten.addcdiv.default: addcdiv,
         aten.embedding_bag.default: embedding_bag_forward,

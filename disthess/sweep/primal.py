@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from disthess.errors import ProblemError
+from disthess.errors import GraphError, ProblemError
 from disthess.graph.ir import Graph
 from disthess.graph.run import evaluate, leaves
 
@@ -58,6 +58,7 @@ def compute_primal(
 
     Raises:
         ProblemError: A value on the way is NaN or infinite where the loss depends on it.
+        GraphError: torch has no derivative of a captured operation.
     """
     values = leaves(graph, parameters, inputs, constants)
     with torch.enable_grad():
@@ -71,7 +72,11 @@ def compute_primal(
                 values[node.index] = values[node.index].detach().requires_grad_()
         live = [node.index for node in graph.nodes if node.live and values[node.index].requires_grad]
         loss = weight * values[graph.loss]
-        found = torch.autograd.grad(loss, [values[index] for index in live], allow_unused=True)
+        try:
+            found = torch.autograd.grad(loss, [values[index] for index in live], allow_unused=True)
+        except (RuntimeError, NotImplementedError) as reason:
+            text = " ".join(str(reason).split())
+            raise GraphError(f"torch cannot differentiate the captured operations ({text[:200]}).") from reason
     deltas: list[Tensor | None] = [None] * len(graph.nodes)
     for index, delta in zip(live, found, strict=True):
         deltas[index] = None if delta is None else delta.detach()
