@@ -85,7 +85,9 @@ class Sections:
         if form is None or form["name"] not in self._parameters:
             known = [*self._named, *self._parameters]
             near = difflib.get_close_matches(form["name"] if form else text, known, n=3, cutoff=0.4) or known[:5]
-            raise UnknownNameError(f"the store has no parameter {name!r} and no section of that name; near names: {', '.join(near)}.")
+            raise UnknownNameError(
+                f"the store has no parameter {name!r} and no section of that name; near names: {', '.join(near)}."
+            )
         parameter = self._parameters[form["name"]]
         return Section(parameter, _ranges(text, form["ranges"], parameter.shape))
 

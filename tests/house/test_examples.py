@@ -14,13 +14,22 @@ import disthess
 from disthess.loading import Source, load_problem
 
 pytest.importorskip("sklearn")
+pytest.importorskip("transformers")
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "digits_mlp": {"hidden": 3, "steps": 5, "samples": 30},
     "digits_cnn": {"channels": 2, "samples": 10},
     "tied_autoencoder": {"width": 6, "code": 3, "samples": 8},
     "custom_objective": {"samples": 10},
+    "batch_norm": {"samples": 6},
+    "unrolled_rnn": {"steps": 3, "width": 3, "samples": 6},
+    "vae": {"samples": 6},
+    "attention": {"width": 4, "samples": 4},
+    "mixture_of_experts": {"experts": 3, "samples": 8},
+    "unet": {"samples": 2},
+    "gpt2_tiny": {"width": 4, "samples": 2},
 }
+SCRIPTS = [name for name in SMALL if name != "digits_mlp"]
 
 
 def test_every_example_is_tested() -> None:
@@ -28,15 +37,18 @@ def test_every_example_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("form", ["examples/{}.py:problem", "examples.{}:problem"])
-def test_an_example_gives_the_reference_hessian(tmp_path: Path, name: str, form: str) -> None:
-    problem = load_problem(Source(form.format(name), SMALL[name], folders=(str(ROOT),)))
+def test_an_example_gives_the_reference_hessian(tmp_path: Path, name: str) -> None:
+    problem = load_problem(Source(f"examples/{name}.py:problem", SMALL[name], folders=(str(ROOT),)))
     store = disthess.compute(problem, tmp_path / "run.zarr", dtype="float64", progress=False)
     expected = np.asarray(disthess.reference_hessian(problem.to(_float64())))
     assert np.abs(store.dense() - expected).max() <= 1e-10 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", ["digits_cnn", "tied_autoencoder", "custom_objective", "paper_check"])
+def test_an_example_is_a_module_as_well() -> None:
+    assert load_problem(Source("examples.vae:problem", SMALL["vae"], folders=(str(ROOT),))).numel > 0
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "paper_check"])
 def test_an_example_runs_as_a_script(tmp_path: Path, name: str) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / f"{name}.py"],
