@@ -1,7 +1,8 @@
 """Which nodes a user means by names of nodes or modules, globs included.
 
 A pattern that matches modules stands for their outputs: the nodes inside a module that nodes outside it read. Any other
-pattern stands for the nodes it matches. Inputs of the problem (``input_0``) are meant only where they are named in full.
+pattern stands for the nodes it matches. Globs pass over what does not depend on the inputs (a normalised weight, say). Inputs
+of the problem (``input_0``) are meant only where they are named in full.
 """
 
 from __future__ import annotations
@@ -29,15 +30,18 @@ def select_activations(nodes: Sequence[Node], loss: int, patterns: Sequence[str]
         ConfigError: A pattern matches nothing; near names are offered.
     """
     outputs = _module_outputs(nodes, loss)
+    moved = _reached_by_inputs(nodes)
     chosen: set[int] = set()
     for pattern in patterns:
         found = _matches(nodes, outputs, pattern) - {loss}
+        if any(letter in pattern for letter in "*?["):
+            found &= moved
         if not found:
             names = [*outputs, *(node.name for node in nodes if node.kind == "op" and node.dtype in _FLOATING)]
             near = difflib.get_close_matches(pattern, names, n=4, cutoff=0.4) or names[:6]
             raise ConfigError(
-                f"activations={pattern!r} matches no module that the objective calls, and no node of its graph that holds real "
-                f"numbers; near names: {', '.join(dict.fromkeys(near))}."
+                f"activations={pattern!r} matches no module that the objective calls, and no node of its graph before the loss "
+                f"itself that holds real numbers; near names: {', '.join(dict.fromkeys(near))}."
             )
         chosen |= found
     return frozenset(chosen)
@@ -63,6 +67,14 @@ def activation_specs(graph: Graph) -> tuple[ActivationSpec, ...]:
         modules = tuple(name for name, members in outputs.items() if members == (node.index,))
         found.append(ActivationSpec(node.name, modules, _sample_shape(graph, node)))
     return tuple(found)
+
+
+def _reached_by_inputs(nodes: Sequence[Node]) -> set[int]:
+    found: set[int] = set()
+    for node in nodes:
+        if node.kind == "input" or any(ref in found for ref in node.refs()):
+            found.add(node.index)
+    return found
 
 
 def _matches(nodes: Sequence[Node], outputs: dict[str, tuple[int, ...]], pattern: str) -> set[int]:

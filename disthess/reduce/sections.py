@@ -105,8 +105,10 @@ class SectionBlocks(AbstractBlockSource):
         self._store = store
         finder = Sections(store.layout.parameters, named)
         cut = {name: finder.find(name) for name in named}
-        whole = [p.name for p in store.layout.parameters if all(s.parameter.name != p.name for s in cut.values())]
-        self._sections = {**{name: finder.find(name) for name in whole}, **cut}
+        self._sections: dict[str, Section] = {}
+        for parameter in store.layout.parameters:
+            own = {name: section for name, section in cut.items() if section.parameter.name == parameter.name}
+            self._sections.update(own or {parameter.name: finder.find(parameter.name)})
         self._readers: dict[Part, PanelReader] = {}
 
     @property

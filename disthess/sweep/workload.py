@@ -161,7 +161,8 @@ def with_activations(workload: Workload, programs: Sequence[Program], per_sample
     """
     found = [activation_specs(program.graph) for program in programs]
     for number, specs in enumerate(found):
-        if specs != found[0]:
+        # By size, not by shape: a batch of one sample keeps an axis that others do without.
+        if [(entry.name, entry.numel) for entry in specs] != [(entry.name, entry.numel) for entry in found[0]]:
             here, first = (
                 ", ".join(f"{entry.name} {list(entry.shape)}" for entry in entries) for entries in (specs, found[0])
             )

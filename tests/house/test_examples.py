@@ -29,7 +29,12 @@ SMALL = {
     "unet": {"samples": 2},
     "gpt2_tiny": {"width": 4, "samples": 2},
 }
-SCRIPTS = [name for name in SMALL if name != "digits_mlp"]
+QUICK = ("tied_autoencoder", "gpt2_tiny", "paper_check")
+SCRIPTS = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in (*SMALL, "paper_check")
+    if name != "digits_mlp"
+]
 
 
 def test_every_example_is_tested() -> None:
@@ -48,7 +53,7 @@ def test_an_example_is_a_module_as_well() -> None:
     assert load_problem(Source("examples.vae:problem", SMALL["vae"], folders=(str(ROOT),))).numel > 0
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "paper_check"])
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_runs_as_a_script(tmp_path: Path, name: str) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / f"{name}.py"],

@@ -159,7 +159,9 @@ def in_model_nodes(case: Case, limit: int) -> list[str]:
     graph = build_programs(problem, frozenset(p.name for p in problem.parameters()))[0].graph
     kind = "sample" if graph.independent else "weight"
     names = [
-        n.name for n in graph.nodes if n.kind == "op" and n.live and n.region == kind and (n.in_model or not case.ggn)
+        n.name
+        for n in graph.nodes
+        if n.kind == "op" and n.live and n.region == kind and n.index != graph.loss and (n.in_model or not case.ggn)
     ]
     if not graph.independent:
         names = [name for name in names if not name.endswith(".t")]
@@ -224,6 +226,28 @@ def test_float32_and_two_batches(tmp_path: Path) -> None:
     assert found.dtype == np.float32
     assert found.shape == (6, 4, 4)
     np.testing.assert_allclose(found, by_hand(problem, "fc1", "fc1"), atol=1e-6)
+
+
+class Normalised(nn.Module):
+    """A normalised weight, and a node without inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.layer(x)) @ torch.eye(3, dtype=x.dtype))
+
+
+def test_globs_pass_over_what_is_no_activation(tmp_path: Path) -> None:
+    x, y = dense_problem().batches[0]
+    problem = Problem(Normalised().double(), loss="mse", batches=[(x[:4], y[:4]), (x[4:], y[4:])])
+    store = disthess.compute(problem, tmp_path / "run.zarr", activations="*", progress=False)
+    assert [entry.name for entry in store.activations] == ["layer", "out"]
+    store = disthess.compute(problem, tmp_path / "nodes.zarr", activations=["tanh", "matmul*"], progress=False)
+    assert {entry.name for entry in store.activations} >= {"tanh"}
 
 
 def test_serial_and_ray_write_the_same_activation_bytes(tmp_path: Path) -> None:
