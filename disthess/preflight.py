@@ -122,7 +122,10 @@ def _check_objective(problem: Problem, index: int, selected: tuple[str, ...]) ->
         )
     except RuntimeError as reason:
         text = " ".join(str(reason).split())
-        raise ProblemError(f"the objective has no gradient on batch {index}: {text[:300]}.") from reason
+        raise ProblemError(
+            f"the objective has no gradient on batch {index}: {text[:300]} Make it differentiable: no in-place "
+            "writes to values that are needed later, use_reentrant=False for checkpoints."
+        ) from reason
     if not depends:
         shown = ", ".join(selected[:5]) + (", ..." if len(selected) > 5 else "")
         raise ProblemError(

@@ -67,14 +67,14 @@ def _export_once(module: nn.Module, tensors: list[Tensor], shapes: Any) -> Expor
                 dynamic_shapes=None if shapes is None else (shapes,),
             )
             return exported.run_decompositions(lowerings())
-    except DisthessError:
-        raise
+    except DisthessError as refusal:
+        raise _plain(refusal) from None
     except Exception as reason:
         if shapes is not None:
             raise
         ours = _cause(reason)
         if ours is not None:
-            raise ours from None
+            raise _plain(ours) from None
         raise GraphError(
             f"torch.export cannot capture this objective: {_first_sentence(reason)} Use method='autograd' (slower, without "
             "activation blocks), which needs no capture, or rewrite the part that depends on tensor values."
@@ -101,6 +101,11 @@ def _cause(error: BaseException) -> DisthessError | None:
             return current
         current = current.__cause__ or current.__context__
     return None
+
+
+def _plain(refusal: DisthessError) -> DisthessError:
+    """A refusal without what torch's tracer wrote under it."""
+    return type(refusal)(str(refusal).split("\n\nWhile executing")[0])
 
 
 def _first_sentence(error: BaseException) -> str:
