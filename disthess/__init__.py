@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from disthess.api import clarke_hessian as clarke_hessian
     from disthess.api import compute as compute
     from disthess.api import eigenvalues as eigenvalues
     from disthess.api import low_rank as low_rank
@@ -38,6 +39,7 @@ _HOMES = {
     "low_rank": "disthess.api",
     "node_curvature": "disthess.api",
     "psd_check": "disthess.api",
+    "clarke_hessian": "disthess.api",
     "attention_sections": "disthess.sections",
 }
 
@@ -52,6 +54,7 @@ __all__ = [
     "low_rank",
     "node_curvature",
     "psd_check",
+    "clarke_hessian",
     "attention_sections",
     "__version__",
 ]

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from disthess import hvp
 from disthess.certificate import certify_run
-from disthess.errors import ConfigError, ExecutionError, Interrupted, PlanError, StoreError
+from disthess.errors import ConfigError, ExecutionError, Interrupted, PlanError, SecondDerivativeError, StoreError
 from disthess.execute.executor import AbstractExecutor, SerialExecutor
 from disthess.execute.marks import LedgerMarks
 from disthess.execute.memory import available_memory_bytes
@@ -19,8 +21,12 @@ from disthess.execute.signals import stop_on_signals
 from disthess.execute.task import AbstractJob
 from disthess.execute.tile_job import AutogradJob, GraphJob
 from disthess.fingerprint import fingerprint
+from disthess.formalism.clarke import ELEMENTS, ClarkeHessian, Element, combine
+from disthess.formalism.report import kinks_of_problem
+from disthess.graph.program import build_programs
 from disthess.planning.plan import Plan
-from disthess.prepare import Options, Prepared, prepare
+from disthess.preflight import check_parameters
+from disthess.prepare import Options, Prepared, prepare, select_parameters
 from disthess.problem import Problem, batch_tensors
 from disthess.reduce.definite import psd_check
 from disthess.reduce.hessian_store import HessianStore
@@ -38,6 +44,7 @@ from disthess.types import DType, Part
 from disthess.units import human_bytes
 
 __all__ = [
+    "clarke_hessian",
     "compute",
     "eigenvalues",
     "low_rank",
@@ -155,6 +162,69 @@ def node_curvature(
     return split_curvature(primals, chosen, part, available_memory_bytes(), matrices)
 
 
+def clarke_hessian(
+    problem: Problem,
+    *,
+    element: Element = "min_norm",
+    tol: float = 1e-9,
+    max_patterns: int = 256,
+    parameters: str | Sequence[str] | None = None,
+) -> ClarkeHessian:
+    """The set of Hessians at a kink: one for each smooth piece that can be reached from there, and one element of their hull.
+
+    Where a relu, a maximum, a hinge or a comparison is tied, torch's Hessian follows a convention and may be the Hessian of no
+    piece at all. This gives every piece's, in float64, densely: for small problems, or few ``parameters``. With no tie it is the
+    ordinary Hessian.
+
+    Args:
+        problem: One that can be captured.
+        element: ``min_norm`` (``argmin |M|_F`` over the hull), ``b`` (the Hessian of one piece, the nearest to torch's), or
+            ``torch`` (autograd's own, for comparison).
+        tol: How close to a kink counts as tied, relative to the largest magnitude of the operation's input.
+        max_patterns: More realisable patterns are refused.
+        parameters: Globs; default all trainable ones.
+
+    Returns:
+        The matrix, the patterns, their Hessians, gradients and weights, and what they say: see `ClarkeHessian`.
+
+    Raises:
+        ConfigError: An argument is wrong.
+        GraphError: The model cannot be captured.
+        ProblemError: More patterns than ``max_patterns``, or no piecewise smooth function.
+        PlanError: It does not fit in memory.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> kinked = Problem(model, objective=lambda m, x: m(x).sum() + m(x).relu().square().sum(), batches=[torch.ones(1, 1)])
+        >>> [float(h[0, 0]) for h in clarke_hessian(kinked).hessians]
+        [0.0, 2.0]
+    """
+    if element not in ELEMENTS:
+        raise ConfigError(f"element must be one of {', '.join(ELEMENTS)}, got {element!r}.")
+    if not 0 <= tol < 1 or max_patterns < 1:
+        raise ConfigError(f"tol must be in [0, 1) and max_patterns positive, got {tol!r} and {max_patterns!r}.")
+    check_parameters(problem)
+    bound = problem.to(torch.float64)
+    names = select_parameters(bound, parameters)
+    tensors = {parameter.name: parameter.tensor for parameter in bound.parameters() if parameter.name in names}
+    numel = sum(tensor.numel() for tensor in tensors.values())
+    available = available_memory_bytes()
+    if 32 * numel * numel > available:
+        raise PlanError(
+            f"the Hessians are dense, and {numel:,} parameters need at least {human_bytes(32 * numel * numel)} of which "
+            f"{human_bytes(available)} are available. Select fewer parameters."
+        )
+    programs = build_programs(bound, frozenset(names))
+    try:
+        eager = reference_hessian(bound, parameters=parameters)
+    except SecondDerivativeError:
+        # The captured graph can often be differentiated where a fused kernel cannot.
+        eager = None
+    return combine(bound, programs, tensors, eager, element, tol, max_patterns, available)
+
+
 def run_prepared(
     prepared: Prepared,
     options: Options,
@@ -177,6 +247,7 @@ def run_prepared(
             loss, gradient = hvp.gradient(prepared.problem, prepared.names)
             store.write_loss(loss)
             store.write_gradient(gradient.double().numpy())
+            store.set_attributes(kinks=_kinks(prepared))
             store.mark_reduced()
         result = HessianStore(store)
         if certify:
@@ -221,6 +292,14 @@ def check_fits(plan: Plan, options: Options, path: str | os.PathLike[str] | None
             f"{human_bytes(plan.peak_bytes * plan.workers)} of memory and {human_bytes(available)} are available. Use fewer "
             "workers, smaller batches, or fewer parameters."
         )
+
+
+def _kinks(prepared: Prepared) -> list[dict[str, Any]] | None:
+    """What is tied at the parameters, over all batches; None where the model was not captured and nobody looked."""
+    if not prepared.programs:
+        return None
+    found = kinks_of_problem(prepared.problem, prepared.programs, prepared.names)
+    return [dataclasses.asdict(report) for report in found]
 
 
 def _options(given: dict[str, Any]) -> Options:

@@ -22,6 +22,7 @@ _CORNER = 5
 _PARAMETER_ROWS = 40
 _DAMAGED_ROWS = 20
 _USES = 12
+_KINK_ROWS = 8
 
 
 def print_run(store: Any, report: ReportSection, path: str) -> None:
@@ -29,6 +30,7 @@ def print_run(store: Any, report: ReportSection, path: str) -> None:
     from disthess import api, pictures
 
     print_certificates(store)
+    print_kinks(store)
     print_definiteness(store)
     part = store.parts[0]
     pairs = api.eigenvalues(store, k=report.eigenvalues, part=part) if report.eigenvalues else None
@@ -51,6 +53,25 @@ def print_certificates(store: Any) -> None:
     """One line per part, and one for the activation blocks where there are any."""
     for part in (*store.parts, *(["activations"] if store.activations else [])):
         print_certificate(store, part)
+
+
+def print_kinks(store: Any) -> None:
+    """Where the objective's derivatives jump at these parameters, and what torch took there; nothing if nothing is tied."""
+    found = store.kinks
+    if found is None:
+        typer.echo("kinks      not looked for: the model was not captured")
+        return
+    for entry in found[:_KINK_ROWS]:
+        samples = (
+            "" if entry["samples"] is None else f" in {entry['samples']:,} sample{'s' if entry['samples'] != 1 else ''}"
+        )
+        typer.echo(
+            f"kink       {entry['node']} ({entry['op'].split('.')[1]}): {entry['entries']:,} tied{samples}; "
+            f"torch takes {entry['torch_takes']}"
+        )
+    if found:
+        more = f"{len(found) - _KINK_ROWS} more nodes; " if len(found) > _KINK_ROWS else ""
+        typer.echo(f"           {more}the Hessian there is one of several: see disthess.clarke_hessian")
 
 
 def print_definiteness(store: Any) -> None:
@@ -177,6 +198,7 @@ def store_summary(store: Any) -> dict[str, Any]:
             {"name": entry.name, "modules": list(entry.modules), "shape": list(entry.shape)} for entry in store.activations
         ],
         "sections": store.sections,
+        "kinks": store.kinks,
         "certificates": {
             part: certificate_summary(store, part)
             for part in (*store.parts, *(["activations"] if store.activations else []))
@@ -197,6 +219,7 @@ def print_store(store: Any) -> None:
         typer.echo(f"loss       {tree['loss']:.8g}, gradient norm {tree['gradient_norm']:.4g}")
     print_certificates(store)
     if not tiles["missing"]:
+        print_kinks(store)
         print_definiteness(store)
     shown = table("", "parameter", "shape", "entries", "uses", left=2)
     for entry in tree["parameters"][:_PARAMETER_ROWS]:

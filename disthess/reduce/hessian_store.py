@@ -115,6 +115,15 @@ class HessianStore:
         return found if lazy else np.asarray(found.compute(scheduler="threads"))
 
     @property
+    def kinks(self) -> list[dict[str, Any]] | None:
+        """Nodes whose input sits at a kink or tie, with how many entries and samples and what torch takes there.
+
+        Empty where there are none; None where nobody looked (the model was not captured, or the run is not finished).
+        """
+        found: list[dict[str, Any]] | None = self.store.attributes.get("kinks")
+        return found
+
+    @property
     def sections(self) -> dict[str, str]:
         """Named ranges of parameters, as they were given to ``compute``."""
         return dict(self.attributes.get("sections", {}))
