@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from disthess.api import psd_check as psd_check
     from disthess.api import reference_hessian as reference_hessian
     from disthess.api import spectral_density as spectral_density
+    from disthess.expected import expected_hessian as expected_hessian
     from disthess.problem import Problem as Problem
     from disthess.sections import attention_sections as attention_sections
 
@@ -40,6 +41,7 @@ _HOMES = {
     "node_curvature": "disthess.api",
     "psd_check": "disthess.api",
     "clarke_hessian": "disthess.api",
+    "expected_hessian": "disthess.expected",
     "attention_sections": "disthess.sections",
 }
 
@@ -55,6 +57,7 @@ __all__ = [
     "node_curvature",
     "psd_check",
     "clarke_hessian",
+    "expected_hessian",
     "attention_sections",
     "__version__",
 ]
