@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from disthess.api import plan as plan
     from disthess.api import psd_check as psd_check
     from disthess.api import reference_hessian as reference_hessian
+    from disthess.api import solve as solve
     from disthess.api import spectral_density as spectral_density
     from disthess.expected import expected_hessian as expected_hessian
     from disthess.problem import Problem as Problem
     from disthess.sections import attention_sections as attention_sections
+    from disthess.steps import newton as newton
+    from disthess.steps import stopping_report as stopping_report
 
 __version__ = "0.1.0"
 
@@ -42,6 +45,9 @@ _HOMES = {
     "psd_check": "disthess.api",
     "clarke_hessian": "disthess.api",
     "expected_hessian": "disthess.expected",
+    "solve": "disthess.api",
+    "newton": "disthess.steps",
+    "stopping_report": "disthess.steps",
     "attention_sections": "disthess.sections",
 }
 
@@ -58,6 +64,9 @@ __all__ = [
     "psd_check",
     "clarke_hessian",
     "expected_hessian",
+    "solve",
+    "newton",
+    "stopping_report",
     "attention_sections",
     "__version__",
 ]

@@ -30,7 +30,7 @@ from disthess.prepare import Options, Prepared, prepare, select_parameters
 from disthess.problem import Problem, batch_tensors
 from disthess.reduce.definite import psd_check
 from disthess.reduce.hessian_store import HessianStore
-from disthess.reduce.results import eigenvalues, low_rank, spectral_density, trace
+from disthess.reduce.results import eigenvalues, low_rank, solve, spectral_density, trace
 from disthess.reduce.shared import reduce_shared
 from disthess.reference import reference_hessian
 from disthess.store.disk import check_disk
@@ -53,6 +53,7 @@ __all__ = [
     "plan",
     "psd_check",
     "reference_hessian",
+    "solve",
     "spectral_density",
     "trace",
 ]

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, TypeAlias
 
 import numpy as np
+import psutil
 from scipy.sparse.linalg import LinearOperator
 
 from disthess.errors import ConfigError
@@ -13,6 +14,7 @@ from disthess.linalg import density, lanczos, lowrank
 from disthess.linalg.lanczos import EigenResult, Which
 from disthess.linalg.lowrank import LowRankResult
 from disthess.linalg.operator import AbstractSymmetricOperator, ScipyOperator
+from disthess.linalg.solve import SolveResult, solve_dense, solve_iterative, solve_low_rank
 from disthess.linalg.trace import TraceResult, estimate_trace
 from disthess.reduce.hessian_store import HessianStore
 from disthess.reduce.keep import keep, kept
@@ -140,6 +142,43 @@ def low_rank(
     scalars = {key: value for key, value in dataclasses.asdict(found).items() if key not in ("values", "vectors")}
     keep(target, f"lowrank/{part}/{rank}", settings, {"values": found.values, "vectors": found.vectors}, scalars)
     return found
+
+
+def solve(
+    target: Target | LowRankResult,
+    b: np.ndarray,
+    damping: float = 0.0,
+    *,
+    part: Part = "hessian",
+    dense_bytes: int | None = None,
+) -> SolveResult:
+    """``x`` of ``(H + damping I) x = b``: factorised in memory where that fits, else by MINRES over the store.
+
+    Negative curvature is found and reported: the solution is then no minimiser of a quadratic model.
+
+    Args:
+        target: A store, any symmetric ``LinearOperator``, or the result of `low_rank`, solved exactly in its own form.
+        b: ``[P]``.
+        damping: In the units of the Hessian.
+        part: Of a store.
+        dense_bytes: Memory that a factorisation may take; default a quarter of what is free. 0 asks for MINRES.
+
+    Raises:
+        ConfigError: ``b`` has another size, or the damped matrix is singular.
+        StoreError: The store is incomplete.
+    """
+    right = np.asarray(b, dtype=np.float64)
+    size = len(target.vectors) if isinstance(target, LowRankResult) else _operator(target, part).size
+    if right.shape != (size,):
+        raise ConfigError(
+            f"b has {right.size} entries (shape {right.shape}), and the matrix {size} rows; give a vector of {size}."
+        )
+    if isinstance(target, LowRankResult):
+        return _checked(solve_low_rank, target, right, damping)
+    room = psutil.virtual_memory().available // 4 if dense_bytes is None else dense_bytes
+    if isinstance(target, HessianStore) and 24 * size * size <= room:
+        return _checked(solve_dense, target.dense(part), right, damping)
+    return solve_iterative(_operator(target, part), right, damping)
 
 
 def trace(target: Target, *, part: Part = "hessian", probes: int = 48, seed: int = 0) -> TraceResult:

@@ -1,0 +1,48 @@
+"""The Hessian of a problem by products alone: nothing stored but the tapes of its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+import torch
+from typing_extensions import override
+
+from disthess import hvp
+from disthess.linalg.operator import AbstractSymmetricOperator
+from disthess.problem import Problem
+
+
+@final
+class HessianOperator(AbstractSymmetricOperator):
+    """``x -> H x`` at the parameters as they are now, all batches and weight decay; gradients are taped once.
+
+    Args:
+        problem: In float64.
+        names: Parameters, first names.
+        size: Their entries.
+    """
+
+    def __init__(self, problem: Problem, names: Sequence[str], size: int) -> None:
+        self._tapes = [hvp.GradientTape(problem, index, names) for index in range(len(problem.batches))]
+        self._decay = hvp.decay_diagonal(problem, names).numpy()
+        self._size = size
+
+    @property
+    @override
+    def size(self) -> int:
+        return self._size
+
+    @property
+    @override
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.float64)
+
+    @override
+    def matmat(self, block: np.ndarray) -> np.ndarray:
+        rows = torch.from_numpy(np.ascontiguousarray(block.T))
+        total = block * self._decay[:, None]
+        for tape in self._tapes:
+            total = total + tape.products(rows).numpy().T
+        return total
