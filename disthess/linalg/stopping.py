@@ -79,7 +79,9 @@ def newton_decrement(eigenvalues: np.ndarray, coefficients: np.ndarray, shift: f
     shifted = eigenvalues + shift
     if (shifted[used] <= 0).any():
         return float("inf")
-    return 0.5 * float((coefficients[used] ** 2 / shifted[used]).sum())
+    # A curvature of 0 is shifted by next to nothing: the model then promises any decrease.
+    with np.errstate(over="ignore"):
+        return 0.5 * float((coefficients[used] ** 2 / shifted[used]).sum())
 
 
 def has_stalled(decrease: float, step: np.ndarray, loss: float, point: np.ndarray, tolerance: float) -> bool:

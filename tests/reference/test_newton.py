@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import disthess
+import disthess.steps
 from disthess.errors import ConfigError, ProblemError
 
 
@@ -48,9 +49,27 @@ def test_n2_a_fixed_step_size_is_linear() -> None:
     assert xs[-1] / xs[-2] == pytest.approx(0.1, abs=1e-4)
 
 
+def curved(x: Tensor) -> Tensor:
+    """Minimum at the origin, Hessian diag(1, 3) there, neither quadratic nor separable."""
+    return x[0] ** 2 / 2 + x[0] ** 3 / 6 + 1.5 * x[1] ** 2 + x[0] * x[1] ** 2 / 2 + x[1] ** 4 / 4
+
+
 def test_n6_exact_line_search_is_quadratic() -> None:
-    xs = [abs(x) for x in iterates(lambda x: (x**2 / 2 + x**3 / 6).sum(), 0.25, 3, kind="plain", line_search="exact")]
-    assert all(after <= 0.5 * before**2 + 1e-7 for before, after in itertools.pairwise(xs))
+    errors, point = [], [0.25, -0.2]
+    for _ in range(4):
+        errors.append(math.hypot(*point))
+        found = disthess.newton(
+            function(curved, point), kind="plain", line_search="exact", max_steps=1, gradient_tolerance=0
+        )
+        point = found.parameters["x"].tolist()
+    assert errors[0] > 0.3
+    assert errors[-1] < 1e-9
+    assert all(after <= 0.5 * before**2 + 1e-16 for before, after in itertools.pairwise(errors))
+
+
+def test_exact_line_search_stops_where_the_slope_vanishes() -> None:
+    xs = iterates(lambda x: (x**2 / 2 + x**3 / 6).sum(), 0.25, 1, kind="plain", line_search="exact")
+    assert abs(xs[1]) < 1e-15
 
 
 def test_n7_semismooth() -> None:
@@ -67,7 +86,7 @@ def rosenbrock(x: Tensor) -> Tensor:
 def test_n8_rosenbrock(kind: Any, matrix_free: bool) -> None:
     found = disthess.newton(function(rosenbrock, [-1.2, 1.0]), kind=kind, max_steps=100, matrix_free=matrix_free)
     assert found.converged
-    assert len(found.steps) <= 60
+    assert len(found.steps) <= 40
     np.testing.assert_allclose(found.parameters["x"].numpy(), 1.0, atol=1e-6)
     losses = [step.loss for step in found.steps if step.accepted]
     assert all(after <= before for before, after in itertools.pairwise(losses))
@@ -107,8 +126,34 @@ def test_a_saddle_is_not_an_end(matrix_free: bool) -> None:
         assert abs(float(found.parameters["x"][1])) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_a_fixed_damping_is_not_safe() -> None:
-    """(x^2 - y^2) / 2 with damping below |lambda_min|: the shift is made positive by the smallest eigenvalue, so y grows."""
+def test_a_fixed_damping_cycles_on_an_absolute_value() -> None:
+    """Theorem 8 as printed: |x| with damping 2 goes .3, -.2, .3, ...; with 2 (t + 1) it converges."""
+    assert iterates(lambda x: x.abs().sum(), 0.3, 3, kind="plain", damping=2.0) == pytest.approx([0.3, -0.2, 0.3, -0.2])
+    for count in (5, 20, 40):
+        found = disthess.newton(
+            function(lambda x: x.abs().sum(), [0.3]), kind="plain", damping=lambda t: 2.0 * (t + 1), max_steps=count
+        )
+        assert not found.converged
+        assert abs(float(found.parameters["x"])) <= 1 / (2 * count)  # the length of the last step
+
+
+@pytest.mark.parametrize("damping", [0.25, 0.75])
+def test_a_fixed_damping_settles_at_a_saddle_or_runs_away(damping: float) -> None:
+    """(x^2 - y^2) / 2: y -> -damping / (1 - damping) y; and the saddle is not taken for a minimum."""
+    found = disthess.newton(
+        function(lambda x: (x[0] ** 2 - x[1] ** 2) / 2, [0.5, 0.1]), kind="plain", damping=damping, max_steps=3
+    )
+    assert float(found.parameters["x"][1]) == pytest.approx(0.1 * (-damping / (1 - damping)) ** 3)
+    assert not found.converged
+    assert found.negative_curvature == pytest.approx(-1.0)
+
+
+def test_a_damping_that_cancels_curvature_is_refused() -> None:
+    with pytest.raises(ProblemError, match="singular"):
+        disthess.newton(function(lambda x: (x[0] ** 2 - x[1] ** 2) / 2, [0.5, 0.1]), kind="plain", damping=1.0)
+
+
+def test_damped_steps_are_shifted_past_negative_curvature() -> None:
     found = disthess.newton(
         function(lambda x: (x[0] ** 2 - x[1] ** 2) / 2, [1.0, 0.1]), kind="damped", damping=0.5, max_steps=3
     )
@@ -202,8 +247,25 @@ def test_solve_on_a_store(tmp_path: Path) -> None:
     )
 
 
+def test_a_krylov_space_that_is_too_small_says_so() -> None:
+    def bowl(x: Tensor) -> Tensor:
+        return (torch.arange(1, 41, dtype=torch.float64) * x**2).sum() / 2 + (x**4).sum()
+
+    seen: list[disthess.steps.NewtonStep] = []
+    free: dict[str, Any] = {"kind": "damped", "damping": 0.1, "matrix_free": True}
+    disthess.newton(function(bowl, [1.0] * 40), **free, krylov=4, max_steps=1, watch=seen.append)
+    disthess.newton(function(bowl, [1.0] * 40), **free, max_steps=1, watch=seen.append)
+    disthess.newton(function(bowl, [1.0] * 40), kind="damped", damping=0.1, max_steps=1, watch=seen.append)
+    small, large, whole = (step.residual for step in seen)
+    assert small > 1e-3
+    assert large < 1e-6
+    assert whole == 0
+
+
 def test_refusals() -> None:
     with pytest.raises(ConfigError, match="kind must be"):
         disthess.newton(function(rosenbrock, [0.0, 0.0]), kind="fast")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="adapts its own"):
+        disthess.newton(function(rosenbrock, [0.0, 0.0]), damping=lambda t: 1.0)
     with pytest.raises(ConfigError, match="step_size"):
         disthess.newton(function(rosenbrock, [0.0, 0.0]), step_size=-1.0)
