@@ -1,6 +1,6 @@
 """``python -m disthess`` is the command ``disthess``."""
 
-from disthess.cli import main
+from disthess.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -7,8 +7,31 @@ large, however far the others are from their minimum.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """One test: ``value sign allowed``.
+
+    Attributes:
+        name: What it is called in tables and audits.
+        value: The number.
+        sign: ``<=`` or ``>=``.
+        allowed: The bound.
+    """
+
+    name: str
+    value: float
+    sign: Literal["<=", ">="]
+    allowed: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is met."""
+        return bool(self.value <= self.allowed if self.sign == "<=" else self.value >= self.allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,27 +40,55 @@ class StoppingReport:
 
     Attributes:
         scaled_gradient: See `scaled_gradient`.
+        gradient_tolerance: What it may be.
         smallest_eigenvalue: Of the Hessian.
+        curvature_tolerance: How negative it may be.
         newton_decrement: ``1/2 g^T (H + shift I)^-1 g``: the decrease that the quadratic model promises.
+        decrease_tolerance: What it may be, in the units of L.
         shift: Added to make the Hessian positive definite; 0 where it is, and the decrement is then invariant under any change of
             variables.
-        first_order: Whether the scaled gradient is within its tolerance.
-        second_order: Whether the smallest eigenvalue is at least ``-curvature_tolerance``.
-        small_decrease: Whether the decrement is within its tolerance.
     """
 
     scaled_gradient: float
+    gradient_tolerance: float
     smallest_eigenvalue: float
+    curvature_tolerance: float
     newton_decrement: float
+    decrease_tolerance: float
     shift: float
-    first_order: bool
-    second_order: bool
-    small_decrease: bool
+
+    def rows(self) -> tuple[Criterion, Criterion, Criterion]:
+        """The criteria, first order first."""
+        return (
+            Criterion("scaled gradient", self.scaled_gradient, "<=", self.gradient_tolerance),
+            Criterion("smallest eigenvalue", self.smallest_eigenvalue, ">=", -self.curvature_tolerance),
+            Criterion("newton decrement", self.newton_decrement, "<=", self.decrease_tolerance),
+        )
+
+    @property
+    def first_order(self) -> bool:
+        """Whether the gradient is small."""
+        return self.rows()[0].holds
+
+    @property
+    def second_order(self) -> bool:
+        """Whether no direction descends at second order."""
+        return self.rows()[1].holds
+
+    @property
+    def small_decrease(self) -> bool:
+        """Whether the quadratic model promises no decrease worth a step."""
+        return self.rows()[2].holds
 
     @property
     def stop(self) -> bool:
-        """Whether all hold: a gradient that is small, no direction of descent at second order, no decrease worth a step."""
-        return self.first_order and self.second_order and self.small_decrease
+        """Whether all hold."""
+        return all(row.holds for row in self.rows())
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers by name, as an audit records them; whether a criterion holds is 1 or 0."""
+        found = {row.name.replace(" ", "_"): row.value for row in self.rows()}
+        return {**found, "shift": self.shift, "stop": float(self.stop)}
 
 
 def scaled_gradient(gradient: np.ndarray, point: np.ndarray, loss: float, typical: float = 1.0) -> float:
@@ -130,11 +181,11 @@ def judge(
     shift = 0.0 if smallest > floor else -smallest + max(floor, 1e-8 * magnitude)
     decrement = newton_decrement(eigenvalues, coefficients, shift)
     return StoppingReport(
-        scaled,
-        smallest,
-        decrement,
-        shift,
-        bool(scaled <= gradient_tolerance),
-        is_second_order(smallest, allowed),
-        bool(decrement <= decrease_tolerance * max(1.0, abs(loss))),
+        scaled_gradient=scaled,
+        gradient_tolerance=gradient_tolerance,
+        smallest_eigenvalue=smallest,
+        curvature_tolerance=float(allowed),
+        newton_decrement=decrement,
+        decrease_tolerance=decrease_tolerance * max(1.0, abs(loss)),
+        shift=shift,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer.main
 
-from disthess.cli import app
+from disthess.cli.main import app
 
 RUN = {"config", "--store", "--executor", "--workers", "--threads"}
 PROMISED = {
@@ -16,6 +16,7 @@ PROMISED = {
     "curvature": {"config", "--top", "--plot", "--json"},
     "spectrum": {"store", "--top", "--density", "--plot", "--part", "--seed", "--json"},
     "lowrank": {"store", "--rank", "--out", "--part", "--seed", "--json"},
+    "stopping": {"config", "--store", "--tolerance", "--json"},
     "verify": {"store", "--repair", "--json"},
 }
 

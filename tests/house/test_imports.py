@@ -40,7 +40,7 @@ def test_import_contracts_would_notice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import disthess", "import disthess.cli", "import disthess.config", "import disthess.loading"]
+    "statement", ["import disthess", "import disthess.cli.main", "import disthess.config", "import disthess.loading"]
 )
 def test_what_starts_every_command_loads_nothing_heavy(statement: str) -> None:
     script = f"import sys; {statement}; print([m for m in ('torch', 'ray', 'zarr', 'dask', 'matplotlib') if m in sys.modules])"

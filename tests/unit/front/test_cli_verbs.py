@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 import disthess
 from disthess import api
-from disthess.cli import app
+from disthess.cli.main import app
 from disthess.errors import Interrupted, ProblemError
 
 FACTORY = """
@@ -103,6 +103,20 @@ def test_block_saves_what_the_library_reads(store: Path, tmp_path: Path) -> None
     assert np.array_equal(np.load(tmp_path / "new" / "block.npy"), expected)
     assert "12 x 2" in shown.output
     assert f"{np.linalg.norm(expected):.6e}" in shown.output
+
+
+def test_stopping_reads_the_store_or_does_without(folder: Path, store: Path) -> None:
+    stored = call("stopping", folder / "run.yaml", "--json")
+    free = call("stopping", folder / "run.yaml", "--store", folder / "nowhere.zarr", "--json")
+    assert stored.exit_code == free.exit_code == 0, stored.output + free.output
+    first, second = json.loads(stored.stdout), json.loads(free.stdout)
+    assert first == pytest.approx(second, rel=1e-9, abs=1e-12)
+    matrix = disthess.open_store(store).dense()
+    assert first["smallest_eigenvalue"] == pytest.approx(np.linalg.eigvalsh(matrix)[0])
+    assert first["stop"] is False
+    text = call("stopping", folder / "run.yaml", "--tolerance", 1e6)
+    assert "go on" in text.output
+    assert "newton decrement" in text.output
 
 
 def test_spectrum_agrees_with_the_dense_matrix(store: Path, tmp_path: Path) -> None:

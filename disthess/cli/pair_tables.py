@@ -1,16 +1,15 @@
-"""What the command line prints of pairs of blocks, activations and node curvature."""
+"""What the command line prints of pairs of blocks and of activations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import typer
 
-from disthess.cli_report import draw, print_block, save_text, show, table
+from disthess.cli.tables import draw, print_block, save_text, show, table
 from disthess.errors import ConfigError
 
 LABELS = {
@@ -75,48 +74,6 @@ def print_activation_block(values: np.ndarray, title: str, out: Path | None) -> 
         f"{title}: {values.shape[0]} samples of shape {values.shape[1]} x {values.shape[2]}, {values.dtype}; their sum:"
     )
     print_block(values.sum(axis=0), title, out)
-
-
-def print_curvature(found: Any, top: int, plot: Path | None) -> None:
-    """Nodes by their share."""
-    rows = sorted(found.rows, key=lambda row: -abs(row.share))[:top]
-    shown = table(
-        f"{len(rows)} of {len(found.rows)} nodes that make up the {found.part}", "node", "operation", "norm", "trace", "share",
-        left=2,
-    )  # fmt: skip
-    for row in rows:
-        shown.add_row(row.name, row.op, f"{row.norm:.4e}", f"{row.trace: .4e}", f"{row.share: .2%}")
-    show(shown)
-    typer.echo(
-        f"norm of the {found.part} {found.total_norm:.6e}; the nodes add up to it within {found.defect:.1e} of it. "
-        "share = <node, whole> / <whole, whole>"
-    )
-    if plot is not None:
-        typer.echo(f"saved: {plot}")
-
-
-def curvature_summary(found: Any) -> dict[str, Any]:
-    """As JSON."""
-    rows: Sequence[Any] = found.rows
-    return {
-        "part": found.part,
-        "norm": found.total_norm,
-        "defect": found.defect,
-        "nodes": [
-            {"name": row.name, "op": row.op, "norm": row.norm, "trace": row.trace, "share": row.share} for row in rows
-        ],
-    }
-
-
-def draw_curvature(path: Path, found: Any) -> None:
-    """Shares as bars."""
-    from disthess import pictures
-
-    rows = sorted(found.rows, key=lambda row: -abs(row.share))[:40]
-    title = f"What the {found.part} is made of"
-    draw(
-        pictures.bar_picture, path, [row.name for row in rows], [row.share for row in rows], title, "share of the whole"
-    )
 
 
 def _cell(value: float) -> str:

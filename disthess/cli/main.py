@@ -1,0 +1,75 @@
+"""The command ``disthess``: each verb parses, calls the library, prints."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from disthess import __version__
+from disthess.cli import reading, runs, spectra
+from disthess.cli.errors import ErrorReportingGroup
+
+app = typer.Typer(
+    cls=ErrorReportingGroup,
+    name="disthess",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="A first run: `disthess run configs/digits_mlp.yaml`, then `disthess info runs/digits_mlp.zarr`. "
+    "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"disthess {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; allowed anywhere.")] = False,
+) -> None:
+    """The exact Hessian of a PyTorch model, block by block, in a Zarr store.
+
+    `plan` says what a run would cost, `run` computes it or goes on where it stopped; the other verbs read the
+    store. A Hessian of P parameters has P x P entries: ask for the plan first.
+    """
+    # Torch says this when its oneDNN kernels are switched off, on any machine without an Intel GPU; it concerns nobody here.
+    warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN", category=UserWarning)
+
+
+VERBS: dict[Callable[..., None], str] = {
+    runs.plan: "Example: `disthess plan configs/digits_mlp.yaml --json | jq .tiles`",
+    runs.run: "Examples: `disthess run configs/digits_mlp.yaml`; on two Ray actors of one thread each: "
+    "`disthess run configs/digits_mlp.yaml --executor ray --workers 2 --threads 1`",
+    reading.info: "Examples: `disthess info runs/digits_mlp.zarr --json`; which layers have most to do with each other: "
+    "`disthess info runs/digits_mlp.zarr --pairs --metric coupling --plot coupling.png`",
+    reading.block: "Example: `disthess block runs/digits_mlp.zarr 2.weight 2.bias --out block.npy`; 'disthess info' lists "
+    "the parameter names.",
+    reading.activations: "Examples: `disthess activations runs/net.zarr` lists them; "
+    "`disthess activations runs/net.zarr fc1 fc2 --out block.npy`",
+    runs.curvature: "Example: `disthess curvature configs/digits_mlp.yaml --plot curvature.png`",
+    runs.stopping: "Example: `disthess stopping configs/digits_mlp.yaml --json`",
+    spectra.spectrum: "Example: `disthess spectrum runs/digits_mlp.zarr --top 20 --density --plot spectrum.png`",
+    spectra.lowrank: "Example: `disthess lowrank runs/digits_mlp.zarr --rank 50 --out lowrank.npz`",
+    runs.verify: "Examples: `disthess verify runs/digits_mlp.zarr`; after damage, `disthess verify "
+    "runs/digits_mlp.zarr --repair` and `disthess run` again.",
+}
+"""Every verb, in the order of the help, and how it is used."""
+
+for _verb, _examples in VERBS.items():
+    app.command(epilog=_examples)(_verb)
+
+
+def main() -> None:
+    """Entry point of the command ``disthess``."""
+    app()

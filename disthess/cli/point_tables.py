@@ -1,0 +1,70 @@
+"""What the command line prints of a problem at a point: the nodes that bend it, and whether it is a minimum."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from disthess.cli.tables import draw, show, table
+
+
+def print_curvature(found: Any, top: int, plot: Path | None) -> None:
+    """Nodes by their share."""
+    rows = sorted(found.rows, key=lambda row: -abs(row.share))[:top]
+    shown = table(
+        f"{len(rows)} of {len(found.rows)} nodes that make up the {found.part}", "node", "operation", "norm", "trace", "share",
+        left=2,
+    )  # fmt: skip
+    for row in rows:
+        shown.add_row(row.name, row.op, f"{row.norm:.4e}", f"{row.trace: .4e}", f"{row.share: .2%}")
+    show(shown)
+    typer.echo(
+        f"norm of the {found.part} {found.total_norm:.6e}; the nodes add up to it within {found.defect:.1e} of it. "
+        "share = <node, whole> / <whole, whole>"
+    )
+    if plot is not None:
+        typer.echo(f"saved: {plot}")
+
+
+def curvature_summary(found: Any) -> dict[str, Any]:
+    """As JSON."""
+    rows: Sequence[Any] = found.rows
+    return {
+        "part": found.part,
+        "norm": found.total_norm,
+        "defect": found.defect,
+        "nodes": [
+            {"name": row.name, "op": row.op, "norm": row.norm, "trace": row.trace, "share": row.share} for row in rows
+        ],
+    }
+
+
+def draw_curvature(path: Path, found: Any) -> None:
+    """Shares as bars."""
+    from disthess import pictures
+
+    rows = sorted(found.rows, key=lambda row: -abs(row.share))[:40]
+    title = f"What the {found.part} is made of"
+    draw(
+        pictures.bar_picture, path, [row.name for row in rows], [row.share for row in rows], title, "share of the whole"
+    )
+
+
+def print_stopping(found: Any) -> None:
+    """Each criterion, its number, its bound and whether it holds."""
+    shown = table("stopping criteria", "criterion", "value", "allowed", "holds", left=1)
+    for row in found.rows():
+        shown.add_row(row.name, f"{row.value:.4e}", f"{row.sign} {row.allowed:.1e}", "yes" if row.holds else "no")
+    show(shown)
+    if found.shift:
+        typer.echo(f"decrement of H + {found.shift:.3e} I: H itself is not positive definite")
+    typer.echo("stop: every criterion holds" if found.stop else "go on: not every criterion holds")
+
+
+def stopping_summary(found: Any) -> dict[str, Any]:
+    """As JSON."""
+    return {**dataclasses.asdict(found), "stop": found.stop}

@@ -1,0 +1,151 @@
+"""Verbs that take a run file, or mend its store: plan, run, verify, curvature, stopping."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from disthess.cli.errors import termination_as_interrupt
+from disthess.cli.options import (
+    AddressOption,
+    ConfigArgument,
+    ExecutorOption,
+    JsonOption,
+    StoreArgument,
+    StoreOption,
+    ThreadsOption,
+    WorkersOption,
+    print_json,
+    settings_of,
+)
+
+
+def plan(
+    config: ConfigArgument,
+    store: StoreOption = None,
+    executor: ExecutorOption = None,
+    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run would compute: tiles, operations, bytes, memory. Computes nothing, writes nothing."""
+    settings = settings_of(config, store=store, executor=executor, workers=workers, threads=threads)
+    from disthess import api
+    from disthess.loading import load_problem
+
+    problem = load_problem(settings.source(config))
+    made = api.plan(problem, path=settings.compute.store, **settings.plan_options())
+    if as_json:
+        print_json(made.to_json())
+        return
+    typer.echo(made.describe(flops_per_second=api.products_speed(made)))
+
+
+def run(
+    config: ConfigArgument,
+    store: StoreOption = None,
+    executor: ExecutorOption = None,
+    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
+    address: AddressOption = None,
+) -> None:
+    """Compute the Hessian that a run file describes into its store, or go on where an earlier run stopped.
+
+    Ctrl-C finishes the tiles in flight; the same command resumes. Then prints the certificate, extreme eigenvalues and
+    the largest blocks, and draws the spectrum and the block norms beside the store.
+    """
+    settings = settings_of(config, store=store, executor=executor, workers=workers, threads=threads, address=address)
+    from disthess import api
+    from disthess.cli import tables
+    from disthess.loading import load_problem
+    from disthess.prepare import Options, prepare
+
+    with termination_as_interrupt():
+        problem = load_problem(settings.source(config))
+        path = settings.compute.store
+        options = Options(**settings.plan_options(), address=settings.compute.address)
+        prepared = prepare(problem, options)
+        typer.echo(prepared.plan.describe(flops_per_second=api.products_speed(prepared.plan)))
+        typer.echo("")
+        made = api.run_prepared(prepared, options, path, seed=settings.compute.seed, progress=True)
+        tables.print_run(made, settings.report, path)
+
+
+def verify(
+    store: StoreArgument,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mark damaged tiles as missing, so that running again computes them.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every stored tile again and compare its checksum with the ledger; exit code 1 if any is damaged or missing."""
+    from disthess.cli import tables
+
+    report = tables.verify_store(store, repair)
+    if as_json:
+        print_json(report)
+    else:
+        tables.print_verification(report)
+    if not report["whole"] and not report["repaired"]:
+        raise typer.Exit(1)
+
+
+def curvature(
+    config: ConfigArgument,
+    top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many nodes to print.")] = 20,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="F.png", help="Draw the shares.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how much of the residual (Hessian minus Gauss-Newton) each node of the model contributes. Needs no store.
+
+    The contributions add up to the residual exactly; shares add up to 1. Takes memory for several P x P matrices.
+    """
+    from disthess import api
+    from disthess.cli import point_tables
+    from disthess.loading import load_problem
+
+    settings = settings_of(config)
+    section = settings.compute
+    found = api.node_curvature(
+        load_problem(settings.source(config)), parameters=section.parameters, dtype=section.dtype
+    )
+    if plot is not None:
+        point_tables.draw_curvature(plot, found)
+    if as_json:
+        print_json(point_tables.curvature_summary(found))
+    else:
+        point_tables.print_curvature(found, top, plot)
+
+
+def stopping(
+    config: ConfigArgument,
+    store: StoreOption = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0.0, metavar="E", help="Of the scaled gradient; the others follow.")
+    ] = 1e-6,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether the parameters are at a minimum: scaled gradient, smallest eigenvalue, Newton decrement.
+
+    Reads the run file's store if it is complete, else multiplies by the Hessian without one. A small gradient alone proves
+    nothing: it is also small at saddles, on plateaus, and where one curvature dwarfs the others.
+    """
+    settings = settings_of(config, store=store)
+    from disthess import api, steps
+    from disthess.cli import point_tables
+    from disthess.loading import load_problem
+
+    section = settings.compute
+    opened = api.open_store(section.store) if Path(section.store).exists() else None
+    found = steps.stopping_report(
+        load_problem(settings.source(config)),
+        store=None if opened is None or opened.missing_tiles() else opened,
+        parameters=section.parameters,
+        gradient_tolerance=tolerance,
+    )
+    if as_json:
+        print_json(point_tables.stopping_summary(found))
+    else:
+        point_tables.print_stopping(found)

@@ -1,0 +1,59 @@
+"""Verbs that reduce a store: spectrum, lowrank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from disthess.cli.options import JsonOption, PartName, PartOption, SeedOption, StoreArgument, print_json
+
+
+def spectrum(
+    store: StoreArgument,
+    top: Annotated[int, typer.Option("--top", min=0, metavar="K", help="How many eigenvalues at each end.")] = 10,
+    density: Annotated[bool, typer.Option("--density", help="Estimate the density of all eigenvalues too.")] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="F.png", help="Draw them.")] = None,
+    part: PartOption = PartName.hessian,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Extreme eigenvalues with the residual ||Hv - lambda v|| of each, and the spectral density."""
+    from disthess import api, pictures
+    from disthess.cli import tables
+
+    opened = api.open_store(str(store))
+    pairs = api.eigenvalues(opened, k=top, part=part.value, seed=seed) if top else None
+    curve = api.spectral_density(opened, part=part.value, seed=seed) if density or plot else None
+    if plot is not None and curve is not None:
+        tables.draw(pictures.spectrum_picture, plot, curve, pairs)
+    if as_json:
+        print_json(tables.spectrum_summary(part.value, pairs, curve if density else None))
+        return
+    tables.print_spectrum(part.value, pairs, curve if density else None)
+    if plot is not None:
+        typer.echo(f"picture: {plot}")
+
+
+def lowrank(
+    store: StoreArgument,
+    rank: Annotated[int, typer.Option("--rank", min=1, metavar="R", help="How many eigenpairs to keep.")] = 50,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="F.npz", help="Save values [R] and vectors [P, R].")
+    ] = None,
+    part: PartOption = PartName.hessian,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """The matrix as V diag(values) V^T of low rank, with an estimate of what that leaves out."""
+    from disthess import api
+    from disthess.cli import tables
+
+    found = api.low_rank(api.open_store(str(store)), rank, part=part.value, seed=seed)
+    if out is not None:
+        tables.save_arrays(out, values=found.values, vectors=found.vectors)
+    if as_json:
+        print_json(tables.low_rank_summary(part.value, found))
+    else:
+        tables.print_low_rank(part.value, found, out)
