@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from disthess.api import solve as solve
     from disthess.api import spectral_density as spectral_density
     from disthess.expected import expected_hessian as expected_hessian
+    from disthess.factors import kronecker as kronecker
+    from disthess.factors import save_factors as save_factors
     from disthess.problem import Problem as Problem
     from disthess.sections import attention_sections as attention_sections
     from disthess.steps import newton as newton
@@ -46,6 +48,8 @@ _HOMES = {
     "clarke_hessian": "disthess.api",
     "expected_hessian": "disthess.expected",
     "solve": "disthess.api",
+    "kronecker": "disthess.factors",
+    "save_factors": "disthess.factors",
     "newton": "disthess.steps",
     "stopping_report": "disthess.steps",
     "attention_sections": "disthess.sections",
@@ -65,6 +69,8 @@ __all__ = [
     "clarke_hessian",
     "expected_hessian",
     "solve",
+    "kronecker",
+    "save_factors",
     "newton",
     "stopping_report",
     "attention_sections",

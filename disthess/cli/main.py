@@ -61,6 +61,8 @@ VERBS: dict[Callable[..., None], str] = {
     runs.stopping: "Example: `disthess stopping configs/digits_mlp.yaml --json`",
     spectra.spectrum: "Example: `disthess spectrum runs/digits_mlp.zarr --top 20 --density --plot spectrum.png`",
     spectra.lowrank: "Example: `disthess lowrank runs/digits_mlp.zarr --rank 50 --out lowrank.npz`",
+    spectra.kronecker: "Examples: `disthess kronecker runs/digits_mlp.zarr`; "
+    "`disthess kronecker runs/digits_mlp.zarr 0 2 --config configs/digits_mlp.yaml --out factors`",
     runs.verify: "Examples: `disthess verify runs/digits_mlp.zarr`; after damage, `disthess verify "
     "runs/digits_mlp.zarr --repair` and `disthess run` again.",
 }

@@ -1,4 +1,4 @@
-"""What the command line prints of a problem at a point: the nodes that bend it, and whether it is a minimum."""
+"""What the command line prints of a problem at a point: what bends it, whether it is a minimum, products near its blocks."""
 
 from __future__ import annotations
 
@@ -68,3 +68,32 @@ def print_stopping(found: Any) -> None:
 def stopping_summary(found: Any) -> dict[str, Any]:
     """As JSON."""
     return {**dataclasses.asdict(found), "stop": found.stop}
+
+
+def print_kronecker(found: Sequence[Any], expected: Sequence[Any], out: Path | None) -> None:
+    """One line per layer."""
+    shown = table(
+        "blocks of layers by Kronecker products", "layer", "outputs x inputs", "norm", "error, nearest", "by expectation",
+        left=1,
+    )  # fmt: skip
+    for index, entry in enumerate(found):
+        other = f"{expected[index].relative_error:.2%}" if expected else ""
+        sides = f"{len(entry.outer)} x {len(entry.inner)}"
+        shown.add_row(" + ".join(entry.names[0]), sides, f"{entry.norm:.4e}", f"{entry.relative_error:.2%}", other)
+    show(shown)
+    if out is not None:
+        typer.echo(f"saved: {out} ({'by expectation' if expected else 'nearest'})")
+
+
+def kronecker_summary(found: Any) -> dict[str, Any]:
+    """As JSON."""
+    return {
+        "layer": list(found.names[0]),
+        "kind": found.kind,
+        "part": found.part,
+        "outputs": len(found.outer),
+        "inputs": len(found.inner),
+        "norm": found.norm,
+        "error": found.error,
+        "relative_error": found.relative_error,
+    }

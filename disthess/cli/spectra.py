@@ -1,4 +1,4 @@
-"""Verbs that reduce a store: spectrum, lowrank."""
+"""Verbs that reduce a store: spectrum, lowrank, kronecker."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from disthess.cli.options import JsonOption, PartName, PartOption, SeedOption, StoreArgument, print_json
+from disthess.cli.options import JsonOption, PartName, PartOption, SeedOption, StoreArgument, print_json, settings_of
 
 
 def spectrum(
@@ -57,3 +57,48 @@ def lowrank(
         print_json(tables.low_rank_summary(part.value, found))
     else:
         tables.print_low_rank(part.value, found, out)
+
+
+def kronecker(
+    store: StoreArgument,
+    layers: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[LAYER...]", help="Modules (with their biases) or weights; default all layers."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", metavar="CONFIG", help="Its run file: factors by expectation (K-FAC's) beside the nearest."
+        ),
+    ] = None,
+    part: PartOption = PartName.hessian,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Write the factors as safetensors, as K-FAC libraries do."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Kronecker factors of each layer's own block, nearest in Frobenius norm, and how far from it they are.
+
+    With --config also those by expectation, from the problem; --out then writes these, else the nearest. A Kronecker
+    product that is far away is printed as readily as a near one: read the error.
+    """
+    from disthess import api, factors
+    from disthess.cli import point_tables
+    from disthess.loading import load_problem
+
+    opened = api.open_store(str(store))
+    names = layers or factors.layer_names(opened)
+    found = [factors.kronecker(opened, name, part=part.value) for name in names]
+    expected = []
+    if config is not None:
+        problem = load_problem(settings_of(config).source(config))
+        expected = [
+            factors.kronecker(problem, name, kind="expectation", part=part.value, store=opened) for name in names
+        ]
+    if out is not None:
+        factors.save_factors(out, expected or found)
+    if as_json:
+        print_json([point_tables.kronecker_summary(entry) for entry in (*found, *expected)])
+    else:
+        point_tables.print_kronecker(found, expected, out)

@@ -16,6 +16,7 @@ PROMISED = {
     "curvature": {"config", "--top", "--plot", "--json"},
     "spectrum": {"store", "--top", "--density", "--plot", "--part", "--seed", "--json"},
     "lowrank": {"store", "--rank", "--out", "--part", "--seed", "--json"},
+    "kronecker": {"store", "layers", "--config", "--part", "--out", "--json"},
     "stopping": {"config", "--store", "--tolerance", "--json"},
     "verify": {"store", "--repair", "--json"},
 }

@@ -105,6 +105,21 @@ def test_block_saves_what_the_library_reads(store: Path, tmp_path: Path) -> None
     assert f"{np.linalg.norm(expected):.6e}" in shown.output
 
 
+def test_kronecker_lists_layers_and_saves_factors(folder: Path, store: Path, tmp_path: Path) -> None:
+    text = call("kronecker", store)
+    assert text.exit_code == 0, text.output
+    assert "0.weight + 0.bias" in text.output
+    done = call("kronecker", store, "0", "--config", folder / "run.yaml", "--out", tmp_path / "f", "--json")
+    assert done.exit_code == 0, done.output
+    nearest, expected = json.loads(done.stdout)
+    assert nearest["relative_error"] <= expected["relative_error"]
+    assert (nearest["outputs"], nearest["inputs"]) == (4, 4)
+    assert len(list((tmp_path / "f").glob("*.safetensors"))) == 4
+    wrong = call("kronecker", store, "1")
+    assert wrong.exit_code == call("block", store, "1", "1").exit_code == 1
+    assert "near names" in wrong.output
+
+
 def test_stopping_reads_the_store_or_does_without(folder: Path, store: Path) -> None:
     stored = call("stopping", folder / "run.yaml", "--json")
     free = call("stopping", folder / "run.yaml", "--store", folder / "nowhere.zarr", "--json")
