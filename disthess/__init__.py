@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from disthess.api import compute as compute
     from disthess.api import eigenvalues as eigenvalues
     from disthess.api import low_rank as low_rank
+    from disthess.api import low_rank_blocks as low_rank_blocks
     from disthess.api import node_curvature as node_curvature
     from disthess.api import open_store as open_store
     from disthess.api import plan as plan
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from disthess.api import reference_hessian as reference_hessian
     from disthess.api import solve as solve
     from disthess.api import spectral_density as spectral_density
+    from disthess.bounds import rank_bounds as rank_bounds
     from disthess.expected import expected_hessian as expected_hessian
     from disthess.factors import kronecker as kronecker
     from disthess.factors import save_factors as save_factors
@@ -43,6 +45,8 @@ _HOMES = {
     "eigenvalues": "disthess.api",
     "spectral_density": "disthess.api",
     "low_rank": "disthess.api",
+    "low_rank_blocks": "disthess.api",
+    "rank_bounds": "disthess.bounds",
     "node_curvature": "disthess.api",
     "psd_check": "disthess.api",
     "clarke_hessian": "disthess.api",
@@ -64,6 +68,8 @@ __all__ = [
     "eigenvalues",
     "spectral_density",
     "low_rank",
+    "low_rank_blocks",
+    "rank_bounds",
     "node_curvature",
     "psd_check",
     "clarke_hessian",

@@ -30,7 +30,7 @@ from disthess.prepare import Options, Prepared, prepare, select_parameters
 from disthess.problem import Problem, batch_tensors
 from disthess.reduce.definite import psd_check
 from disthess.reduce.hessian_store import HessianStore
-from disthess.reduce.results import eigenvalues, low_rank, solve, spectral_density, trace
+from disthess.reduce.results import eigenvalues, low_rank, low_rank_blocks, solve, spectral_density, trace
 from disthess.reduce.shared import reduce_shared
 from disthess.reference import reference_hessian
 from disthess.store.disk import check_disk
@@ -48,6 +48,7 @@ __all__ = [
     "compute",
     "eigenvalues",
     "low_rank",
+    "low_rank_blocks",
     "node_curvature",
     "open_store",
     "plan",

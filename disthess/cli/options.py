@@ -28,6 +28,14 @@ class PartName(enum.StrEnum):
     residual = "residual"
 
 
+class RankMethod(enum.StrEnum):
+    """How a low-rank form is found."""
+
+    randomised = "randomised"
+    exact = "exact"
+    nystrom = "nystrom"
+
+
 class PairsOf(enum.StrEnum):
     """Whose pairs."""
 

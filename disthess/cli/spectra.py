@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from disthess.cli.options import JsonOption, PartName, PartOption, SeedOption, StoreArgument, print_json, settings_of
+from disthess.cli.options import (
+    JsonOption,
+    PartName,
+    PartOption,
+    RankMethod,
+    SeedOption,
+    StoreArgument,
+    print_json,
+    settings_of,
+)
 
 
 def spectrum(
@@ -42,15 +51,18 @@ def lowrank(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="F.npz", help="Save values [R] and vectors [P, R].")
     ] = None,
+    method: Annotated[
+        RankMethod, typer.Option("--method", help="Random range; all eigenpairs of largest size; or one pass.")
+    ] = RankMethod.randomised,
     part: PartOption = PartName.hessian,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """The matrix as V diag(values) V^T of low rank, with an estimate of what that leaves out."""
+    """The matrix as V diag(values) V^T of low rank, with what that leaves out and bounds of it."""
     from disthess import api
     from disthess.cli import tables
 
-    found = api.low_rank(api.open_store(str(store)), rank, part=part.value, seed=seed)
+    found = api.low_rank(api.open_store(str(store)), rank, method=method.value, part=part.value, seed=seed)
     if out is not None:
         tables.save_arrays(out, values=found.values, vectors=found.vectors)
     if as_json:

@@ -135,7 +135,8 @@ def print_low_rank(part: str, found: Any, out: Path | None) -> None:
     """Values and what is left out."""
     values = found.values
     typer.echo(
-        f"{part}, rank {len(values)}: error {found.error:.4g} in Frobenius norm, {found.relative_error:.2%} of the whole"
+        f"{part}, rank {len(values)} ({found.method}): error {found.error:.4g} in Frobenius norm, {found.relative_error:.2%} of "
+        f"the whole (at most {found.frobenius_bound:.4g}; {found.spectral_bound:.4g} in spectral norm)"
     )
     shown = ", ".join(f"{value:.5g}" for value in values[:10])
     typer.echo(f"values, largest magnitude first: {shown}{', ...' if len(values) > 10 else ''}")
@@ -149,8 +150,12 @@ def low_rank_summary(part: str, found: Any) -> dict[str, Any]:
         "part": part,
         "rank": len(found.values),
         "values": [float(value) for value in found.values],
+        "method": found.method,
         "error": float(found.error),
+        "standard_error": float(found.standard_error),
         "relative_error": float(found.relative_error),
+        "frobenius_bound": float(found.frobenius_bound),
+        "spectral_bound": float(found.spectral_bound),
     }
 
 

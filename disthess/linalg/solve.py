@@ -29,6 +29,8 @@ class SolveResult:
         smallest_eigenvalue: Of H, where it was found negative enough to make the damped matrix indefinite; else None. A step
             along its eigenvector descends, and the solution is not the minimiser of a quadratic model.
         negative_direction: Its eigenvector, ``[P]``, or None.
+        error_bound: Of a low-rank form: ``|x - x_H|`` is at most this, ``x_H`` the solution with H itself; None where nothing is
+            promised, or nothing was approximated.
     """
 
     solution: np.ndarray
@@ -38,6 +40,7 @@ class SolveResult:
     converged: bool
     smallest_eigenvalue: float | None
     negative_direction: np.ndarray | None
+    error_bound: float | None = None
 
 
 def solve_dense(matrix: np.ndarray, right: np.ndarray, damping: float) -> SolveResult:
@@ -94,6 +97,8 @@ def solve_iterative(
 def solve_low_rank(low: LowRankResult, right: np.ndarray, damping: float) -> SolveResult:
     """``(V diag V^T + damping I)^-1 b = (b - V diag(l / (l + damping)) V^T b) / damping``, exactly.
 
+    How far that is from the solution with H itself is bounded where the damping exceeds what the form leaves out.
+
     Raises:
         ValueError: The damped form is singular: no damping, or one that cancels an eigenvalue.
     """
@@ -108,5 +113,12 @@ def solve_low_rank(low: LowRankResult, right: np.ndarray, damping: float) -> Sol
     negative = len(low.values) > 0 and shifted[lowest] < 0
     return SolveResult(
         found, residual, "low rank", 0, True, float(low.values[lowest]) if negative else None,
-        low.vectors[:, lowest] if negative else None,
+        low.vectors[:, lowest] if negative else None, _error_bound(low, right, damping),
     )  # fmt: skip
+
+
+def _error_bound(low: LowRankResult, right: np.ndarray, damping: float) -> float | None:
+    """``|E|_2 |b| / (m m')``, m' the smallest eigenvalue of the damped form and m = m' - |E|_2 a bound of that of H's (Weyl)."""
+    smallest = damping + min(0.0, float(low.values.min(initial=0.0)))
+    below = smallest - low.spectral_bound
+    return low.spectral_bound * float(np.linalg.norm(right)) / (smallest * below) if below > 0 else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,9 +16,13 @@ from disthess.linalg.lowrank import LowRankResult
 from disthess.linalg.operator import AbstractSymmetricOperator, ScipyOperator
 from disthess.linalg.solve import SolveResult, solve_dense, solve_iterative, solve_low_rank
 from disthess.linalg.trace import TraceResult, estimate_trace
+from disthess.reduce.arrays import PanelReader
 from disthess.reduce.hessian_store import HessianStore
 from disthess.reduce.keep import keep, kept
+from disthess.reduce.truncate import TruncatedBlocks, truncate_blocks
 from disthess.types import Part
+
+_SCALARS = ("error", "standard_error", "relative_error", "frobenius_bound", "spectral_bound", "products")
 
 Target: TypeAlias = HessianStore | LinearOperator | AbstractSymmetricOperator
 """A store, or anything symmetric that multiplies vectors."""
@@ -113,35 +117,96 @@ def spectral_density(
 
 
 def low_rank(
-    target: Target, rank: int, *, part: Part = "hessian", oversample: int = 10, power: int = 1, seed: int = 0
+    target: Target,
+    rank: int,
+    *,
+    method: lowrank.Method = "randomised",
+    part: Part = "hessian",
+    oversample: int = 10,
+    power: int = 1,
+    seed: int = 0,
 ) -> LowRankResult:
-    """``H ~ V diag(values) V^T`` with an estimate of what is left out.
+    """``H ~ V diag(values) V^T`` with what is left out, and bounds of it.
 
     Args:
         target: A store, or any symmetric ``LinearOperator``.
         rank: Wanted.
+        method: ``randomised`` (a few passes over the store), ``exact`` (the eigenpairs of largest magnitude: the best there is), or
+            ``nystrom`` (generalised Nystroem: one pass).
         part: Of a store.
         oversample: Random vectors beyond the rank.
-        power: Power iterations.
+        power: Power iterations of ``randomised``.
         seed: Of the random vectors.
+
+    Returns:
+        Values, vectors, error and bounds; `disthess.solve` takes it. From a store it is kept under ``lowrank/`` and found again.
 
     Raises:
         ConfigError: ``rank`` is not positive.
         StoreError: The store is incomplete.
     """
     settings = {"rank": rank, "part": part, "oversample": oversample, "power": power, "seed": seed}
-    old = kept(target, f"lowrank/{part}/{rank}", settings)
+    place = f"lowrank/{part}/{method}-{rank}"
+    old = kept(target, place, settings)
     if old is not None:
         arrays, values = old
-        scalars = {name: values[name] for name in ("error", "standard_error", "relative_error", "products")}
-        return LowRankResult(arrays["values"], arrays["vectors"], **scalars)
-    whole = target.blocks(part).frobenius if isinstance(target, HessianStore) else None
+        return LowRankResult(arrays["values"], arrays["vectors"], method, **{name: values[name] for name in _SCALARS})
+    # The norm takes a pass of its own, which is what the Nystroem form does without.
+    whole = target.blocks(part).frobenius if isinstance(target, HessianStore) and method != "nystrom" else None
     found = _checked(
-        lowrank.low_rank, _operator(target, part), rank, oversample=oversample, power=power, seed=seed, frobenius=whole
+        lowrank.low_rank,
+        _operator(target, part),
+        rank,
+        method=method,
+        oversample=oversample,
+        power=power,
+        seed=seed,
+        frobenius=whole,
     )
-    scalars = {key: value for key, value in dataclasses.asdict(found).items() if key not in ("values", "vectors")}
-    keep(target, f"lowrank/{part}/{rank}", settings, {"values": found.values, "vectors": found.vectors}, scalars)
+    scalars = {name: getattr(found, name) for name in _SCALARS}
+    keep(target, place, settings, {"values": found.values, "vectors": found.vectors}, scalars)
     return found
+
+
+def low_rank_blocks(
+    store: HessianStore,
+    *,
+    rank: int | None = None,
+    tolerance: float = 0.0,
+    bounds: Mapping[tuple[str, str], int] | None = None,
+    part: Part = "hessian",
+) -> TruncatedBlocks:
+    """Every block truncated by itself: off the diagonal by singular values, on it by eigenvalues of largest magnitude.
+
+    Args:
+        store: A complete store.
+        rank: Most kept of each block.
+        tolerance: Singular values at most this times ``|H|_F`` are dropped.
+        bounds: Most kept by pair, such as `disthess.rank_bounds` gives: what that drops is zero.
+        part: Which matrix.
+
+    Returns:
+        Factors of each block, the error ``(sum_v tail_vv + 2 sum_v<w tail_vw)^1/2`` in Frobenius norm, which is exact, and
+        a bound in spectral norm.
+
+    Raises:
+        ConfigError: Neither rank, tolerance nor bounds, or a negative one.
+        StoreError: The store is incomplete.
+    """
+    if rank is None and bounds is None and tolerance == 0.0:
+        raise ConfigError(
+            "low_rank_blocks needs a rank, a tolerance or bounds; for what is free give rank_bounds(problem)."
+        )
+    if (rank is not None and rank < 0) or tolerance < 0:
+        raise ConfigError(f"rank and tolerance must not be negative, got {rank!r} and {tolerance!r}.")
+    sizes = {parameter.name: parameter.numel for parameter in store.parameters}
+
+    def wanted(a: str, b: str) -> int:
+        free = min(sizes[a], sizes[b]) if bounds is None else bounds.get((a, b), min(sizes[a], sizes[b]))
+        return free if rank is None else min(rank, free)
+
+    norm = store.blocks(part).frobenius
+    return truncate_blocks(PanelReader(store.store, part), wanted, tolerance * norm, norm)
 
 
 def solve(

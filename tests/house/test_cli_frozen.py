@@ -15,7 +15,7 @@ PROMISED = {
     "activations": {"store", "v", "w", "--part", "--per-sample", "--out"},
     "curvature": {"config", "--top", "--plot", "--json"},
     "spectrum": {"store", "--top", "--density", "--plot", "--part", "--seed", "--json"},
-    "lowrank": {"store", "--rank", "--out", "--part", "--seed", "--json"},
+    "lowrank": {"store", "--rank", "--method", "--out", "--part", "--seed", "--json"},
     "kronecker": {"store", "layers", "--config", "--part", "--out", "--json"},
     "stopping": {"config", "--store", "--tolerance", "--json"},
     "verify": {"store", "--repair", "--json"},
