@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from disthess.api import solve as solve
     from disthess.api import spectral_density as spectral_density
     from disthess.bounds import rank_bounds as rank_bounds
+    from disthess.comparison import compare as compare
     from disthess.expected import expected_hessian as expected_hessian
     from disthess.factors import kronecker as kronecker
     from disthess.factors import save_factors as save_factors
@@ -54,6 +55,7 @@ _HOMES = {
     "solve": "disthess.api",
     "kronecker": "disthess.factors",
     "save_factors": "disthess.factors",
+    "compare": "disthess.comparison",
     "newton": "disthess.steps",
     "stopping_report": "disthess.steps",
     "attention_sections": "disthess.sections",
@@ -77,6 +79,7 @@ __all__ = [
     "solve",
     "kronecker",
     "save_factors",
+    "compare",
     "newton",
     "stopping_report",
     "attention_sections",

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, final, get_args
 
 import numpy as np
 
 from disthess.errors import ConfigError, PlanError, UnknownNameError
 from disthess.execute.memory import available_memory_bytes
-from disthess.linalg.kronecker import AbstractRearranged, Kind, KroneckerResult, expected_product, nearest_product
+from disthess.linalg.kronecker import Kind, KroneckerResult, expected_product, nearest_product
 from disthess.linalg.rearranged import BlockRearranged, CrossRearranged, FlippedRearranged, SumRearranged
 from disthess.prepare import Options, prepare
 from disthess.problem import Problem, batch_tensors
 from disthess.reduce.hessian_store import HessianStore
 from disthess.reduce.keep import keep, kept
 from disthess.sweep.layers import Layer, cross_curvature, own_curvature
-from disthess.sweep.primal import Primal, compute_primal
+from disthess.sweep.primal import compute_primal
 from disthess.types import PARTS, Part
 from disthess.units import human_bytes
 
@@ -96,10 +97,34 @@ def kronecker(
     return named
 
 
+def kronecker_layers(
+    problem: Problem, layers: Sequence[str], *, kind: Kind = "nearest", part: Part = "hessian"
+) -> tuple[KroneckerResult, ...]:
+    """`kronecker` of each layer against itself, from one capture of the problem."""
+    names = _names(problem)
+    wanted = [_layer(layer, names) for layer in layers]
+    captured = _Captured(problem, [name for layer in wanted for name in layer.names], part)
+    return tuple(
+        dataclasses.replace(captured.own(layer, kind), names=(layer.names, layer.names), part=part) for layer in wanted
+    )
+
+
 def layer_names(store: HessianStore) -> tuple[str, ...]:
     """Modules whose weight a store holds with two axes or more; or the weight, where it is nobody's ``weight``."""
     weights = [parameter.name for parameter in store.parameters if len(parameter.shape) > 1]
     return tuple(name.removesuffix(".weight") if name.endswith(".weight") else name for name in weights)
+
+
+def layer_block(store: HessianStore, a: str, part: Part = "hessian") -> BlockRearranged:
+    """A layer's own stored block, the bias as its last input: what errors of products are measured against.
+
+    Raises:
+        UnknownNameError: No such parameter or module.
+        PlanError: It does not fit in memory.
+        StoreError: It is not stored.
+    """
+    layer = _layer(a, _names(store))
+    return _stored(store, layer, layer, part)
 
 
 def save_factors(folder: str | os.PathLike[str], factors: Sequence[KroneckerResult]) -> tuple[Path, ...]:
@@ -187,7 +212,7 @@ def _place(
     return f"kronecker/{part}/{kind}/{a}-{b}", settings
 
 
-def _stored(store: HessianStore, first: Layer, second: Layer, part: Part) -> AbstractRearranged:
+def _stored(store: HessianStore, first: Layer, second: Layer, part: Part) -> BlockRearranged:
     shapes = {p.name: p.shape for p in store.parameters}
     size = 1
     for layer in (first, second):
@@ -212,32 +237,37 @@ def _width(shape: Sequence[int]) -> int:
 
 
 def _from_problem(problem: Problem, first: Layer, second: Layer, kind: Kind, part: Part) -> KroneckerResult:
-    primals, decay = _primals(problem, sorted({*first.names, *second.names}), part)
-    free = available_memory_bytes()
-    if first == second:
-        own = own_curvature(primals, first, part, free)
-        width = own.rows.shape[2]
-        spread = np.full(width, decay[first.weight])
-        if first.bias is not None:
-            spread[-1] = decay[first.bias]
-        if kind == "expectation":
-            bare = SumRearranged(own.curvature.numpy(), own.rows.numpy(), np.zeros(width))
-            return expected_product(bare, *bare.expectation())
-        return nearest_product(SumRearranged(own.curvature.numpy(), own.rows.numpy(), spread))
-    cross, swapped = cross_curvature(primals, first, second, part, free)
-    pieces = (cross.curvature, cross.deltas, cross.moved, cross.later, cross.earlier)
-    between = CrossRearranged(*(piece.numpy() for piece in pieces))
-    return nearest_product(between if swapped else FlippedRearranged(between))
+    captured = _Captured(problem, sorted({*first.names, *second.names}), part)
+    return captured.own(first, kind) if first == second else captured.between(first, second)
 
 
-def _primals(problem: Problem, names: Sequence[str], part: Part) -> tuple[list[Primal], dict[str, float]]:
-    prepared = prepare(problem, Options(parts=(part,), parameters=list(names), dtype="float64", method="graph"))
-    tensors = {parameter.name: parameter.tensor for parameter in prepared.problem.parameters()}
-    primals = [
-        compute_primal(program.graph, tensors, batch_tensors(batch), program.constants, weight)
-        for program, batch, weight in zip(
-            prepared.programs, prepared.problem.batches, prepared.problem.weights, strict=True
-        )
-    ]
-    counts = part != "residual"
-    return primals, {name: prepared.problem.weight_decay.get(name, 0.0) * counts for name in names}
+@final
+class _Captured:
+    """A problem's values and cotangents in float64, and what layers' blocks are made of there."""
+
+    def __init__(self, problem: Problem, names: Sequence[str], part: Part) -> None:
+        prepared = prepare(problem, Options(parts=(part,), parameters=list(names), dtype="float64", method="graph"))
+        bound = prepared.problem
+        tensors = {parameter.name: parameter.tensor for parameter in bound.parameters()}
+        self._part: Part = part
+        self._primals = [
+            compute_primal(program.graph, tensors, batch_tensors(batch), program.constants, weight)
+            for program, batch, weight in zip(prepared.programs, bound.batches, bound.weights, strict=True)
+        ]
+        self._decay = {name: bound.weight_decay.get(name, 0.0) * (part != "residual") for name in names}
+
+    def own(self, layer: Layer, kind: Kind) -> KroneckerResult:
+        found = own_curvature(self._primals, layer, self._part, available_memory_bytes())
+        decay = np.full(found.rows.shape[2], self._decay[layer.weight])
+        if layer.bias is not None:
+            decay[-1] = self._decay[layer.bias]
+        if kind == "nearest":
+            return nearest_product(SumRearranged(found.curvature.numpy(), found.rows.numpy(), decay))
+        bare = SumRearranged(found.curvature.numpy(), found.rows.numpy(), np.zeros(len(decay)))
+        return expected_product(bare, *bare.expectation())
+
+    def between(self, first: Layer, second: Layer) -> KroneckerResult:
+        found, swapped = cross_curvature(self._primals, first, second, self._part, available_memory_bytes())
+        pieces = (found.curvature, found.deltas, found.moved, found.later, found.earlier)
+        matrix = CrossRearranged(*(piece.numpy() for piece in pieces))
+        return nearest_product(matrix if swapped else FlippedRearranged(matrix))

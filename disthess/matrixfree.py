@@ -19,7 +19,7 @@ class HessianOperator(AbstractSymmetricOperator):
     """``x -> H x`` at the parameters as they are now, all batches and weight decay; gradients are taped once.
 
     Args:
-        problem: In float64.
+        problem: In the dtype of the products.
         names: Parameters, first names.
         size: Their entries.
     """
@@ -28,6 +28,7 @@ class HessianOperator(AbstractSymmetricOperator):
         self._tapes = [hvp.GradientTape(problem, index, names) for index in range(len(problem.batches))]
         self._decay = hvp.decay_diagonal(problem, names).numpy()
         self._size = size
+        self._dtype = problem.dtype
 
     @property
     @override
@@ -37,12 +38,12 @@ class HessianOperator(AbstractSymmetricOperator):
     @property
     @override
     def dtype(self) -> np.dtype:
-        return np.dtype(np.float64)
+        return np.dtype(str(self._dtype).removeprefix("torch."))
 
     @override
     def matmat(self, block: np.ndarray) -> np.ndarray:
-        rows = torch.from_numpy(np.ascontiguousarray(block.T))
+        rows = torch.from_numpy(np.ascontiguousarray(block.T)).to(self._dtype)
         total = block * self._decay[:, None]
         for tape in self._tapes:
-            total = total + tape.products(rows).numpy().T
+            total = total + tape.products(rows).numpy().T.astype(np.float64)
         return total

@@ -149,6 +149,37 @@ def bar_picture(path: Path, names: Sequence[str], values: Sequence[float], title
     figure.savefig(path)
 
 
+def trade_picture(
+    path: Path, names: Sequence[str], sizes: Sequence[float], errors: Sequence[float], title: str
+) -> None:
+    """Draw errors over bytes, one labelled point per name, both logarithmic.
+
+    Args:
+        path: The file to write.
+        names: n of them.
+        sizes: Bytes, positive.
+        errors: Relative errors; those of 0 are drawn at the bottom.
+        title: Above it.
+    """
+    figure = _figure(9.0, 6.0)
+    axes = figure.add_subplot()
+    positive = [error for error in errors if error > 0]
+    floor = min(positive, default=1.0) / 3
+    shown = [max(error, floor) for error in errors]
+    axes.scatter(sizes, shown, color="tab:blue", zorder=3)
+    for name, size, error, true in zip(names, sizes, shown, errors, strict=True):
+        text = name if true > 0 else f"{name} (0)"
+        axes.annotate(text, (size, error), xytext=(6, 4), textcoords="offset points", fontsize=9)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.margins(x=0.18, y=0.12)
+    axes.grid(True, which="major", alpha=0.3)
+    axes.set_xlabel("bytes")
+    axes.set_ylabel("relative error in Frobenius norm")
+    axes.set_title(title)
+    figure.savefig(path)
+
+
 def _scale(values: np.ndarray, logarithmic: bool) -> tuple[Any, str]:
     """Colours: one hue for numbers of one sign, two that meet at zero for others."""
     from matplotlib.colors import LogNorm, Normalize

@@ -63,6 +63,7 @@ VERBS: dict[Callable[..., None], str] = {
     spectra.lowrank: "Example: `disthess lowrank runs/digits_mlp.zarr --rank 50 --out lowrank.npz`",
     spectra.kronecker: "Examples: `disthess kronecker runs/digits_mlp.zarr`; "
     "`disthess kronecker runs/digits_mlp.zarr 0 2 --config configs/digits_mlp.yaml --out factors`",
+    runs.compare: "Example: `disthess compare configs/digits_mlp.yaml --rank 50 --plot compare.png`",
     runs.verify: "Examples: `disthess verify runs/digits_mlp.zarr`; after damage, `disthess verify "
     "runs/digits_mlp.zarr --repair` and `disthess run` again.",
 }

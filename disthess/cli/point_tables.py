@@ -1,4 +1,4 @@
-"""What the command line prints of a problem at a point: what bends it, whether it is a minimum, products near its blocks."""
+"""What the command line prints of a problem at a point: what bends it, whether it is a minimum, what is near it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from disthess.cli.tables import draw, show, table
+from disthess.units import human_bytes, human_seconds
 
 
 def print_curvature(found: Any, top: int, plot: Path | None) -> None:
@@ -97,3 +98,25 @@ def kronecker_summary(found: Any) -> dict[str, Any]:
         "error": found.error,
         "relative_error": found.relative_error,
     }
+
+
+def print_comparison(found: Any, plot: Path | None) -> None:
+    """The table, its scale, and what is missing from it."""
+    shown = table(
+        f"approximations of the Hessian, P = {found.numel:,}, {found.dtype}",
+        "approximation", "error, Frobenius", "error, spectral", "bytes", "seconds", "how", left=1,
+    )  # fmt: skip
+    shown.columns[-1].justify = "left"
+    for row in found.rows:
+        shown.add_row(
+            row.name, f"{row.frobenius_error:.2%}", f"{row.spectral_error:.2%}", human_bytes(row.stored_bytes),
+            human_seconds(row.seconds), row.how,
+        )  # fmt: skip
+    show(shown)
+    typer.echo(
+        f"errors relative to |H|_F = {found.frobenius:.6g} and |H|_2 = {found.spectral:.4g} of the exact Hessian"
+    )
+    for line in found.left_out:
+        typer.echo(f"left out: {line}")
+    if plot is not None:
+        typer.echo(f"picture: {plot}")

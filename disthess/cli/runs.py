@@ -1,4 +1,4 @@
-"""Verbs that take a run file, or mend its store: plan, run, verify, curvature, stopping."""
+"""Verbs that take a run file, or mend its store: plan, run, verify, curvature, stopping, compare."""
 
 from __future__ import annotations
 
@@ -149,3 +149,47 @@ def stopping(
         print_json(point_tables.stopping_summary(found))
     else:
         point_tables.print_stopping(found)
+
+
+def compare(
+    config: ConfigArgument,
+    rank: Annotated[
+        list[int] | None, typer.Option("--rank", min=1, metavar="R", help="Of low-rank forms; may be repeated.")
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", metavar="DIR", help="Keep the stores in this new folder; else they are removed."),
+    ] = None,
+    threads: ThreadsOption = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="F.png", help="Draw errors over bytes.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute the exact Hessian and what people use in its place: one table of errors, bytes and seconds.
+
+    Gauss-Newton, block-diagonal, diagonal, Kronecker products (nearest, by expectation, K-FAC), low rank. The run file's
+    store is neither read nor written; seconds are those of getting there from the problem.
+    """
+    settings = settings_of(config, threads=threads)
+    from disthess import comparison, pictures
+    from disthess.cli import point_tables, tables
+    from disthess.loading import load_problem
+
+    section = settings.compute
+    found = comparison.compare(
+        load_problem(settings.source(config)),
+        folder,
+        ranks=tuple(rank or (10, 50)),
+        parameters=section.parameters,
+        dtype=section.dtype,
+        threads=section.threads,
+        watch=lambda name: typer.echo(f"computing {name} ...", err=True),
+    )
+    if plot is not None:
+        rows = found.rows
+        sizes, errors = [row.stored_bytes for row in rows], [row.frobenius_error for row in rows]
+        title = f"Approximations of the Hessian, P = {found.numel:,}"
+        tables.draw(pictures.trade_picture, plot, [row.name for row in rows], sizes, errors, title)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        point_tables.print_comparison(found, plot)

@@ -8,6 +8,7 @@ For layers ``z = x W^T`` with independent samples n, rows r within a sample, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, final
 
@@ -50,11 +51,8 @@ class BlockRearranged(AbstractRearranged):
         return np.tensordot(self._block, outer, axes=([0, 2], [0, 1]))
 
     @override
-    def residual(self, outer: np.ndarray, inner: np.ndarray) -> float:
-        return _norm(
-            rows - np.einsum("a,jb->jab", outer[unit], inner)
-            for unit, rows in enumerate(self._block.astype(np.float64))
-        )
+    def residual(self, outer: np.ndarray, inner: np.ndarray) -> tuple[float, float]:
+        return _norms((rows.astype(np.float64) for rows in self._block), outer, inner)
 
 
 @final
@@ -108,13 +106,13 @@ class SumRearranged(AbstractRearranged):
         return found + float(np.trace(outer)) * np.diag(self._decay)
 
     @override
-    def residual(self, outer: np.ndarray, inner: np.ndarray) -> float:
+    def residual(self, outer: np.ndarray, inner: np.ndarray) -> tuple[float, float]:
         terms, (outputs, _, width, _) = len(self._pairs), self.dims
         by_terms = terms**2 * (outputs**2 + width**2)
         by_units = len(self._rows) * self._shape[1] * (outputs * width) ** 2
         if by_terms < by_units:
             return self._residual_by_terms(outer, inner)
-        return _norm(self._unit(unit) - np.einsum("a,jb->jab", outer[unit], inner) for unit in range(outputs))
+        return _norms((self._unit(unit) for unit in range(outputs)), outer, inner)
 
     def _unit(self, unit: int) -> np.ndarray:
         """The rows of the block that belong to one output: ``[i, o, i]``."""
@@ -123,7 +121,7 @@ class SumRearranged(AbstractRearranged):
         found[:, unit] += np.diag(self._decay)
         return found
 
-    def _residual_by_terms(self, outer: np.ndarray, inner: np.ndarray) -> float:
+    def _residual_by_terms(self, outer: np.ndarray, inner: np.ndarray) -> tuple[float, float]:
         """``|U^T V|_F^2 = <U U^T, V V^T>`` over terms, with what is along the factors taken out of both sides first."""
         left = np.concatenate([self._pairs, np.eye(self._outputs).reshape(1, -1)])
         right = np.einsum("nrj,nsb->nrsjb", self._rows, self._rows).reshape(len(self._pairs), -1)
@@ -132,16 +130,13 @@ class SumRearranged(AbstractRearranged):
         along_left, along_right = left @ first, right @ second
         left, right = left - np.outer(along_left, first), right - np.outer(along_right, second)
         size = float(np.linalg.norm(outer) * np.linalg.norm(inner))
-        parts = [
-            float(along_left @ along_right) - size,
-            float(np.linalg.norm(along_left @ right)),
-            float(np.linalg.norm(along_right @ left)),
-        ]
-        rest = 0.0
+        both = float(along_left @ along_right)
+        rest = float(np.linalg.norm(along_left @ right) ** 2 + np.linalg.norm(along_right @ left) ** 2)
         for start in range(0, len(left), 512):
             chunk = slice(start, start + 512)
             rest += float(np.vdot(left[chunk] @ left.T, right[chunk] @ right.T))
-        return float(np.sqrt(sum(part**2 for part in parts) + max(rest, 0.0)))
+        rest = max(rest, 0.0)
+        return math.sqrt(rest + (both - size) ** 2), math.sqrt(rest + both**2)
 
 
 @final
@@ -191,8 +186,8 @@ class CrossRearranged(AbstractRearranged):
         return rows.T @ self._earlier
 
     @override
-    def residual(self, outer: np.ndarray, inner: np.ndarray) -> float:
-        return _norm(self._unit(unit) - np.einsum("a,jb->jab", row, inner) for unit, row in enumerate(outer))
+    def residual(self, outer: np.ndarray, inner: np.ndarray) -> tuple[float, float]:
+        return _norms((self._unit(unit) for unit in range(len(outer))), outer, inner)
 
     def _unit(self, unit: int) -> np.ndarray:
         rows = np.einsum("nj,nk->njk", self._later, self._curvature[:, unit])
@@ -227,12 +222,18 @@ class FlippedRearranged(AbstractRearranged):
         return self._inner.transposed(outer.T).T
 
     @override
-    def residual(self, outer: np.ndarray, inner: np.ndarray) -> float:
+    def residual(self, outer: np.ndarray, inner: np.ndarray) -> tuple[float, float]:
         return self._inner.residual(outer.T, inner.T)
 
 
-def _norm(pieces: Iterator[np.ndarray]) -> float:
-    return float(np.sqrt(sum(float(np.vdot(piece, piece)) for piece in pieces)))
+def _norms(units: Iterator[np.ndarray], outer: np.ndarray, inner: np.ndarray) -> tuple[float, float]:
+    """Of what a product leaves, and of the whole, from the rows ``[i_v, o_w, i_w]`` that belong to each output."""
+    error = norm = 0.0
+    for rows, factor in zip(units, outer, strict=True):
+        norm += float(np.vdot(rows, rows))
+        left = rows - factor[None, :, None] * inner[:, None, :]
+        error += float(np.vdot(left, left))
+    return math.sqrt(error), math.sqrt(norm)
 
 
 def _unit_vector(factor: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ PROMISED = {
     "curvature": {"config", "--top", "--plot", "--json"},
     "spectrum": {"store", "--top", "--density", "--plot", "--part", "--seed", "--json"},
     "lowrank": {"store", "--rank", "--method", "--out", "--part", "--seed", "--json"},
+    "compare": {"config", "--rank", "--folder", "--threads", "--plot", "--json"},
     "kronecker": {"store", "layers", "--config", "--part", "--out", "--json"},
     "stopping": {"config", "--store", "--tolerance", "--json"},
     "verify": {"store", "--repair", "--json"},

@@ -120,6 +120,20 @@ def test_kronecker_lists_layers_and_saves_factors(folder: Path, store: Path, tmp
     assert "near names" in wrong.output
 
 
+def test_compare_prints_one_table(folder: Path, tmp_path: Path) -> None:
+    done = call(
+        "compare", folder / "run.yaml", "--rank", 3, "--plot", tmp_path / "c.png", "--folder", tmp_path / "kept"
+    )
+    assert done.exit_code == 0, done.output
+    for words in ("exact", "ggn", "block-diagonal", "kronecker, nearest", "low rank 3", "errors relative to"):
+        assert words in done.output
+    assert (tmp_path / "c.png").stat().st_size > 1000
+    assert (tmp_path / "kept" / "exact.zarr").is_dir()
+    again = call("compare", folder / "run.yaml", "--folder", tmp_path / "kept")
+    assert again.exit_code == 2
+    assert "not empty" in again.output
+
+
 def test_stopping_reads_the_store_or_does_without(folder: Path, store: Path) -> None:
     stored = call("stopping", folder / "run.yaml", "--json")
     free = call("stopping", folder / "run.yaml", "--store", folder / "nowhere.zarr", "--json")

@@ -96,7 +96,9 @@ def test_exact_where_it_should_be(case: str) -> None:
     matrix = SumRearranged(curvature, x, np.zeros(7))
     for found in (nearest_product(matrix), expected_product(matrix, *matrix.expectation())):
         assert found.relative_error < 1e-14
-        assert matrix._residual_by_terms(found.outer, found.inner) < 1e-14 * found.norm * n
+        error, norm = matrix._residual_by_terms(found.outer, found.inner)
+        assert error < 1e-14 * norm * n
+        assert norm == pytest.approx(found.norm)
 
 
 def test_a_skew_pair_can_be_the_nearest() -> None:
