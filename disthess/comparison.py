@@ -228,8 +228,8 @@ class _Comparing:
     def _products(self, groups: dict[str, tuple[str, ...]], blocks: dict[str, np.ndarray]) -> list[ComparisonRow]:
         wanted: list[tuple[str, str, Part, str]] = [
             ("kronecker, nearest", "nearest", "hessian", "of each layer's block, which is not formed"),
-            ("kronecker, expectation", "expectation", "hessian", "E[H] x E[x x^T] of each layer"),
-            ("kronecker, K-FAC", "expectation", "ggn", "E[G] x E[x x^T] of each layer's Gauss-Newton block"),
+            ("kronecker, expectation", "expectation", "hessian", "mean H (x) mean x x^T of each layer"),
+            ("kronecker, K-FAC", "expectation", "ggn", "the same of the Gauss-Newton blocks"),
         ]
         rows = []
         for name, kind, part, how in wanted:

@@ -167,9 +167,6 @@ def trade_picture(
     floor = min(positive, default=1.0) / 3
     shown = [max(error, floor) for error in errors]
     axes.scatter(sizes, shown, color="tab:blue", zorder=3)
-    for name, size, error, true in zip(names, sizes, shown, errors, strict=True):
-        text = name if true > 0 else f"{name} (0)"
-        axes.annotate(text, (size, error), xytext=(6, 4), textcoords="offset points", fontsize=9)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.margins(x=0.18, y=0.12)
@@ -177,7 +174,25 @@ def trade_picture(
     axes.set_xlabel("bytes")
     axes.set_ylabel("relative error in Frobenius norm")
     axes.set_title(title)
+    texts = [name if error > 0 else f"{name} (0)" for name, error in zip(names, errors, strict=True)]
+    _label(axes, texts, sizes, shown)
     figure.savefig(path)
+
+
+def _label(axes: Any, texts: Sequence[str], x: Sequence[float], y: Sequence[float]) -> None:
+    """Write beside each point, higher where another label is in the way."""
+    axes.figure.draw_without_rendering()
+    scale = 72.0 / axes.figure.dpi
+    places = axes.transData.transform(np.column_stack([x, y])) * scale
+    taken: list[tuple[float, float, float]] = []
+    for index in np.argsort(places[:, 1], kind="stable"):
+        left, bottom = places[index] + (7.0, 3.0)
+        right = left + 5.5 * len(texts[index])
+        while any(abs(bottom - b) < 11 and left < r and a < right for a, b, r in taken):
+            bottom += 2.0
+        taken.append((left, bottom, right))
+        offset = (7.0, bottom - places[index, 1])
+        axes.annotate(texts[index], (x[index], y[index]), xytext=offset, textcoords="offset points", fontsize=9)
 
 
 def _scale(values: np.ndarray, logarithmic: bool) -> tuple[Any, str]:

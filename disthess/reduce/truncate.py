@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
+from disthess.linalg.lowrank import low_rank
+from disthess.linalg.operator import DenseOperator
 from disthess.reduce.arrays import PanelReader, block
 
 FULL_SIDE = 1500
@@ -132,6 +134,12 @@ def truncate_blocks(
 
 
 def _symmetric(values: np.ndarray, rank: int, tolerance: float) -> TruncatedBlock:
+    if len(values) > FULL_SIDE and rank + 10 < len(values) // 2:
+        found = low_rank(DenseOperator(values), rank, power=2, frobenius=float(np.linalg.norm(values)))
+        kept = int((np.abs(found.values) > tolerance).sum())
+        vectors = found.vectors[:, :kept]
+        left = float(np.linalg.norm(values - (vectors * found.values[:kept]) @ vectors.T))
+        return TruncatedBlock(vectors, found.values[:kept], vectors, left, left)
     eigen, vectors = np.linalg.eigh(0.5 * (values + values.T))
     order = np.argsort(-np.abs(eigen), kind="stable")
     eigen, vectors = eigen[order], vectors[:, order]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import disthess
 from disthess.errors import ConfigError
+from disthess.reduce import truncate
 
 
 def blocks_of(problem: disthess.Problem) -> dict[tuple[str, str], np.ndarray]:
@@ -97,6 +98,18 @@ def test_truncated_blocks_know_their_error(store, options) -> None:  # type: ign
     assert moved <= found.spectral_bound * (1 + 1e-12)
     assert max(found.ranks().values()) <= options.get("rank", store.numel)
     np.testing.assert_allclose(found.operator() @ np.ones(store.numel), form @ np.ones(store.numel), atol=1e-12)
+
+
+def test_large_blocks_are_sketched(store, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """The same numbers, nearly, and the error of what was found, exactly."""
+    whole = store.dense()
+    full = disthess.low_rank_blocks(store, rank=3)
+    monkeypatch.setattr(truncate, "FULL_SIDE", 4)
+    found = disthess.low_rank_blocks(store, rank=3)
+    form = found.apply(np.eye(store.numel))
+    assert np.linalg.norm(whole - form) == pytest.approx(found.error, rel=1e-10)
+    assert full.error <= found.error <= 1.2 * full.error
+    assert np.linalg.norm(whole - form, 2) <= found.spectral_bound * (1 + 1e-12)
 
 
 def test_truncation_at_the_bounds_is_free(store) -> None:  # type: ignore[no-untyped-def]
