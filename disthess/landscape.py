@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from disthess import hvp
-from disthess.api import compute
+from disthess.api import run_prepared
 from disthess.errors import ConfigError
 from disthess.linalg.lanczos import extreme_eigenpairs
 from disthess.linalg.model import QuadraticModel, complete_model, krylov_model
 from disthess.linalg.operator import AbstractSymmetricOperator
 from disthess.linalg.stopping import StoppingReport, judge
 from disthess.matrixfree import HessianOperator
-from disthess.prepare import select_parameters
+from disthess.prepare import Options, Prepared, prepare, select_parameters
 from disthess.problem import Problem
+from disthess.reduce.hessian_store import HessianStore
 
 DENSE = 1500
 """Parameters up to which the whole Hessian is decomposed, unless told otherwise."""
+
+BY_PRODUCTS = 150
+"""Parameters up to which it is formed by products with unit vectors; the sweep is faster beyond, once the model is captured."""
 
 
 @final
@@ -97,7 +102,7 @@ class Curvature:
 
     Args:
         landscape: Where.
-        folder: Keeps a store for every number (``step-000.zarr`` ...); None keeps nothing.
+        folder: Keeps a store for every number (``step-000.zarr`` ...); default none is kept.
         matrix_free: Whether models come from a Krylov space; default for more than `DENSE` parameters.
         krylov: Most products for one.
     """
@@ -109,11 +114,12 @@ class Curvature:
         self._folder = None if folder is None else Path(folder)
         self._free = landscape.size > DENSE if matrix_free is None else matrix_free
         self._krylov = krylov
+        self._prepared: Prepared | None = None
 
     def operator(self, number: int) -> AbstractSymmetricOperator:
         """Products with it."""
         if self._folder is not None:
-            return self._store(number).symmetric_operator()  # type: ignore[no-any-return]
+            return self._store(number).symmetric_operator()
         return HessianOperator(self._landscape.problem, self._landscape.names, self._landscape.size)
 
     def model(self, gradient: np.ndarray, number: int) -> QuadraticModel:
@@ -122,9 +128,12 @@ class Curvature:
             return self._model_of(self.operator(number), gradient)
         if self._folder is not None:
             return complete_model(self._store(number).dense(), gradient)
-        return complete_model(self.operator(number).matmat(np.eye(self._landscape.size)), gradient)
+        if self._landscape.size <= BY_PRODUCTS:
+            return complete_model(self.operator(number).matmat(np.eye(self._landscape.size)), gradient)
+        with tempfile.TemporaryDirectory(prefix="disthess-newton-") as place:
+            return complete_model(self._computed(Path(place) / "step.zarr").dense(), gradient)
 
-    def model_of_store(self, store: Any, gradient: np.ndarray) -> tuple[QuadraticModel, AbstractSymmetricOperator]:
+    def model_of_store(self, store: HessianStore, gradient: np.ndarray) -> tuple[QuadraticModel, AbstractSymmetricOperator]:
         """The same from a store that somebody has computed there.
 
         Raises:
@@ -144,16 +153,19 @@ class Curvature:
         start = gradient if np.any(gradient) else np.random.default_rng(0).standard_normal(len(gradient)) * 1e-30
         return krylov_model(operator, start, size=self._krylov)
 
-    def _store(self, number: int) -> Any:
-        path = (self._folder or Path()) / f"step-{number:03d}.zarr"
-        return compute(
-            self._landscape.problem,
-            path,
-            parameters=list(self._landscape.names),
-            dtype="float64",
-            progress=False,
-            certify=False,
-        )
+    def _store(self, number: int) -> HessianStore:
+        return self._computed((self._folder or Path()) / f"step-{number:03d}.zarr")
+
+    def _computed(self, path: Path) -> HessianStore:
+        """By the sweep, the model captured once for all steps."""
+        options = Options(parameters=list(self._landscape.names), dtype="float64")
+        if self._prepared is None:
+            self._prepared = prepare(self._landscape.problem, options)
+        here = self._landscape.parameters()
+        for parameter in self._prepared.problem.parameters():
+            if parameter.name in here:
+                parameter.tensor.data.copy_(here[parameter.name])
+        return run_prepared(self._prepared, options, path, progress=False, certify=False)
 
 
 def report_at(
