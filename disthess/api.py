@@ -325,6 +325,7 @@ def _open_or_create(path: str, plan: Plan, identity: dict[str, Any], sections: M
             "batches": plan.batches,
             "sections": dict(sections),
             "projected_flops": plan.flops,
+            "projected_product_flops": plan.product_flops,
             "projected_peak_bytes": plan.peak_bytes,
             "projected_disk_bytes": plan.disk_bytes,
         }

@@ -24,7 +24,14 @@ from disthess.problem import Parameter, Problem, batch_tensors, sample_count
 from disthess.reduce.sections import check_sections
 from disthess.store.layout import ParameterSpec
 from disthess.sweep.check import check_rules
-from disthess.sweep.workload import SourceCounter, parameter_targets, primal_entries, with_activations
+from disthess.sweep.workload import (
+    SourceCounter,
+    batch_runs,
+    distinct_graphs,
+    parameter_targets,
+    primal_entries,
+    with_activations,
+)
 from disthess.types import ITEM_BYTES, PARTS, DType, Part
 
 
@@ -110,7 +117,7 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prep
         inside = next((name for name in narrow if name), "")
     if inside:
         reason += f"; the model itself casts to float32 at {inside}, so that nothing beyond float32 is certain"
-    workload = _with_decay(_workload(bound, names, programs, dtype), bound)
+    workload = _with_decay(_workload(bound, names, programs, dtype, options.parts), bound)
     if programs:
         workload = with_activations(workload, programs, options.activations_per_sample)
     check_sections(workload.parameters, options.sections)
@@ -189,7 +196,9 @@ def _clip(text: str) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _workload(problem: Problem, names: tuple[str, ...], programs: tuple[Program, ...], dtype: DType) -> Workload:
+def _workload(
+    problem: Problem, names: tuple[str, ...], programs: tuple[Program, ...], dtype: DType, parts: Sequence[Part]
+) -> Workload:
     item = ITEM_BYTES[dtype]
     selected = [parameter for parameter in problem.parameters() if parameter.name in names]
     named = [(p.name, p.aliases, tuple(p.tensor.shape)) for p in selected]
@@ -200,8 +209,8 @@ def _workload(problem: Problem, names: tuple[str, ...], programs: tuple[Program,
     batches = len(problem.batches)
     if not programs:
         return _autograd_workload(title, selected, named, data, batches, model_bytes, item)
-    graph = programs[0].graph
-    counter = SourceCounter(graph)
+    graph, *others = distinct_graphs(programs)
+    counter = SourceCounter(graph, others, parts)
     specs = counter.parameters(named)
     targets = parameter_targets(specs)
     ranked = sorted((spec for spec in specs if spec.uses), key=lambda spec: spec.rank)
@@ -226,6 +235,7 @@ def _workload(problem: Problem, names: tuple[str, ...], programs: tuple[Program,
         model_bytes=model_bytes,
         primal_bytes=entries * item,
         dtype_bytes=item,
+        runs=batch_runs(programs, [sample_count(batch) for batch in problem.batches]),
     )
 
 

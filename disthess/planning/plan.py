@@ -31,6 +31,7 @@ class Plan:
         threads: Threads per worker.
         device: Where workers compute.
         worker_bytes: Memory of a worker before its first tile.
+        tile_product_flops: Of each tile's work, what is products of matrices and convolutions, 2 per multiply-add.
     """
 
     title: str
@@ -46,11 +47,22 @@ class Plan:
     threads: int
     device: str
     worker_bytes: int
+    tile_product_flops: tuple[int, ...]
 
     @property
     def flops(self) -> int:
-        """Projected floating point operations, 2 per multiply-add."""
+        """Projected floating point operations, 2 per multiply-add: `product_flops` and `entry_flops`."""
         return sum(tile.flops for tile in self.layout.tiles)
+
+    @property
+    def product_flops(self) -> int:
+        """Those in products of matrices and convolutions: what `torch.utils.flop_counter` counts. Exact; 0 for autograd."""
+        return sum(self.tile_product_flops)
+
+    @property
+    def entry_flops(self) -> int:
+        """Those done entry by entry (sums, products and functions of entries), about. For autograd an estimate of all work."""
+        return self.flops - self.product_flops
 
     @property
     def disk_bytes(self) -> int:
@@ -68,10 +80,10 @@ class Plan:
         return len({tile.wave for tile in self.layout.tiles})
 
     def seconds(self, flops_per_second: float) -> float:
-        """Projected seconds of the busiest worker at a given rate of one worker."""
+        """Projected seconds of the busiest worker's matrix products at a given rate of one worker: it takes longer."""
         load = Counter[int]()
-        for tile in self.layout.tiles:
-            load[tile.owner] += tile.flops
+        for tile, product_flops in zip(self.layout.tiles, self.tile_product_flops, strict=True):
+            load[tile.owner] += tile.flops if self.method == "autograd" else product_flops
         return max(load.values(), default=0) / flops_per_second
 
     def describe(self, limit_rows: int = 12, flops_per_second: float | None = None) -> str:
@@ -86,7 +98,7 @@ class Plan:
             f"method        {self.method}: {self.method_reason}",
             f"stored        {', '.join(layout.parts)} as {layout.dtype}, each pair once: {human_bytes(self.disk_bytes)} on disk "
             f"(both triangles would be {human_bytes(layout.numel**2 * item * len(layout.parts))})",
-            f"work          {len(layout.tiles)} tiles in {self.waves} waves, {human_flops(self.flops)}"
+            f"work          {len(layout.tiles)} tiles in {self.waves} waves, {self._describe_work()}"
             + (
                 f", at least {human_seconds(self.seconds(flops_per_second))} at the speed of matrix products here"
                 if flops_per_second
@@ -101,6 +113,11 @@ class Plan:
         if unused:
             lines.append(f"unreached     the objective does not depend on {', '.join(unused)}: zero blocks")
         return "\n".join([*lines, "", *self._source_table(limit_rows)])
+
+    def _describe_work(self) -> str:
+        if self.method == "autograd":
+            return f"about {human_flops(self.flops)} (an estimate: what autograd does is not counted)"
+        return f"{human_flops(self.product_flops)} in matrix products and about {human_flops(self.entry_flops)} entry by entry"
 
     def _source_table(self, limit: int) -> list[str]:
         rows = []
@@ -142,6 +159,8 @@ class Plan:
             "threads": self.threads,
             "device": self.device,
             "flops": self.flops,
+            "product_flops": self.product_flops,
+            "entry_flops": self.entry_flops,
             "disk_bytes": self.disk_bytes,
             "worker_bytes": self.worker_bytes,
             "peak_bytes": self.peak_bytes,

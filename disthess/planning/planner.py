@@ -12,18 +12,11 @@ from collections.abc import Sequence
 from typing import Literal, final
 
 from disthess.errors import PlanError
+from disthess.planning.cost import tile_cost
 from disthess.planning.memory import tile_memory_bytes, worker_memory_bytes
 from disthess.planning.plan import Plan
 from disthess.planning.source import Basis, SourcePlan, activation_source
-from disthess.planning.tiling import (
-    RowTiling,
-    activation_cost,
-    choose_basis,
-    output_cost,
-    parameter_cost,
-    source_plan,
-    tile_rows,
-)
+from disthess.planning.tiling import RowTiling, source_plan, tile_rows
 from disthess.planning.workload import SourceCost, Workload
 from disthess.store.layout import Layout, PanelKind, PanelSpec, Tile
 from disthess.types import DType, Part, Span
@@ -31,7 +24,9 @@ from disthess.types import DType, Part, Span
 Sharing = Literal["auto", "uses", "sum"]
 Method = Literal["graph", "autograd"]
 
-_COSTS = {"output": output_cost, "activation": activation_cost}
+
+Targets = tuple[tuple[str, int], ...]
+"""(name, numel) of each target, in column order."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,7 +82,7 @@ class _Planner:
         self._panels: list[PanelSpec] = []
         self._outputs: dict[str, list[tuple[PanelKind, int]]] = {}
         self._plans: list[SourcePlan] = []
-        self._tiles: list[tuple[int, Tile]] = []
+        self._tiles: list[_Draft] = []
 
     def plan(self) -> Plan:
         apart = self._uses_apart()
@@ -99,7 +94,7 @@ class _Planner:
         for position, cost in enumerate(self._work.activation_sources):
             later = tuple((entry.name, entry.numel) for entry in self._work.activations[position:])
             self._source(cost, [("activations", later, False)])
-        tiles = self._order()
+        tiles, product_flops = self._order()
         layout = Layout(
             self._work.parameters,
             tuple(self._panels),
@@ -124,6 +119,7 @@ class _Planner:
             threads=self._request.threads,
             device=self._request.device,
             worker_bytes=worker_memory_bytes(self._work),
+            tile_product_flops=product_flops,
         )
 
     def _uses_apart(self) -> bool:
@@ -154,20 +150,19 @@ class _Planner:
             if len(self._by_name[cost.parameter].uses) > 1:
                 self._reduced_panel(cost)
                 continue
-            outputs: list[tuple[PanelKind, tuple[tuple[str, int], ...], bool]] = [
-                ("panels", self._targets(cost.parameter), True)
-            ]
+            outputs: list[tuple[PanelKind, Targets, bool]] = [("panels", self._targets(cost.parameter), True)]
             place = order.index(cost.uses[0])
             later = tuple((name, sizes[name]) for name in order[place:] if name in shared)
             if later:
                 outputs.append(("uses", later, False))
-            self._source(cost, outputs)
+            # A later use of an earlier parameter is a target too: the sweep is that of the use.
+            self._source(dataclasses.replace(use_costs[cost.uses[0]], source=cost.source), outputs)
         for position, name in enumerate(order):
             if name in shared:
                 later = tuple((other, sizes[other]) for other in order[position:])
                 self._source(use_costs[name], [("uses", later, True)])
 
-    def _targets(self, source: str) -> tuple[tuple[str, int], ...]:
+    def _targets(self, source: str) -> Targets:
         rank = self._by_name[source].rank
         return tuple((p.name, p.numel) for p in self._ordered if p.rank >= rank)
 
@@ -182,7 +177,7 @@ class _Planner:
         kind: PanelKind,
         source: str,
         rows: int,
-        targets: tuple[tuple[str, int], ...],
+        targets: Targets,
         tiling: RowTiling,
         diagonal: bool,
         reduced: bool,
@@ -195,12 +190,10 @@ class _Planner:
     def _tiling(self, cost: SourceCost, columns: int, unit_rows: int) -> RowTiling:
         return tile_rows(cost.rows, columns, unit_rows, self._work.dtype_bytes * len(self._request.parts))
 
-    def _source(self, cost: SourceCost, outputs: Sequence[tuple[PanelKind, tuple[tuple[str, int], ...], bool]]) -> None:
-        parts = len(self._request.parts)
-        basis = self._basis(cost)
+    def _source(self, cost: SourceCost, outputs: Sequence[tuple[PanelKind, Targets, bool]]) -> None:
+        parts = self._request.parts
         widest = max(sum(size for _, size in targets) for _, targets, _ in outputs)
-        tiling = self._tiling(cost, widest, cost.unit_rows if basis in ("output", "activation") else 1)
-        plan = source_plan(cost, basis, tiling.rows, self._work.largest_batch, self._work.dtype_bytes)
+        plan, tiling = self._sweep(cost, widest)
         self._plans.append(plan)
         panels = []
         for kind, targets, diagonal in outputs:
@@ -208,34 +201,56 @@ class _Planner:
             panels.append(self._panel(kind, name, cost.rows, targets, tiling, diagonal, False))
             self._panels.append(panels[-1])
         self._outputs[cost.source] = [(panel.kind, panel.index) for panel in panels]
-        whole = _COSTS.get(basis, parameter_cost)(cost, parts)
+        buffer_columns = sum(panel.columns for panel in panels)
         for start in range(0, cost.rows, tiling.rows):
             span = Span(start, min(start + tiling.rows, cost.rows))
             written = sum(span.size * (panel.columns - panel.first_column(start)) for panel in panels)
-            written *= parts * self._work.dtype_bytes
-            flops = 2 * self._work.samples * whole * span.size // cost.rows
-            buffer_columns = sum(panel.columns for panel in panels)
-            memory = tile_memory_bytes(cost, plan, span.size, written, buffer_columns, self._work, parts)
-            self._tiles.append((cost.level, Tile(0, cost.source, span, 0, 0, flops, written, memory)))
+            written *= len(parts) * self._work.dtype_bytes
+            skip = min(panel.first_column(start) if panel.diagonal else 0 for panel in panels) // plan.unit_rows
+            done = tile_cost(cost, plan, span, skip, self._work, parts)
+            memory = tile_memory_bytes(cost, plan, span.size, written, buffer_columns, self._work, len(parts))
+            tile = Tile(0, cost.source, span, 0, 0, 2 * done.total, written, memory)
+            self._tiles.append(_Draft(cost.level, tile, 2 * done.products))
 
-    def _basis(self, cost: SourceCost) -> Basis:
+    def _sweep(self, cost: SourceCost, columns: int) -> tuple[SourcePlan, RowTiling]:
+        """The cheapest way to sweep a source, by multiply-adds."""
+        ways = []
+        for basis in self._bases(cost):
+            unit_rows = cost.unit_rows if basis in ("output", "activation") else 1
+            tiling = self._tiling(cost, columns, unit_rows)
+            plan = source_plan(cost, basis, tiling.rows, self._work.largest_batch, self._work.dtype_bytes)
+            whole = tile_cost(cost, plan, Span(0, cost.rows), 0, self._work, self._request.parts)
+            ways.append((whole.total, plan, tiling))
+        _, plan, tiling = min(ways, key=lambda way: way[0])
+        return plan, tiling
+
+    def _bases(self, cost: SourceCost) -> tuple[Basis, ...]:
+        """What a source may be swept from; of equal ones the first is taken."""
         if cost.source == activation_source(cost.parameter):
-            return "activation"
+            return ("activation",)
         if self._request.method == "autograd":
-            return "autograd"
+            return ("autograd",)
         if self._request.basis == "parameter" or cost.units == 0:
-            return "parameter"
-        return "output" if self._request.basis == "output" else choose_basis(cost, len(self._request.parts))
+            return ("parameter",)
+        return ("output",) if self._request.basis == "output" else ("parameter", "output")
 
-    def _order(self) -> tuple[Tile, ...]:
-        waves = {level: wave for wave, level in enumerate(sorted({level for level, _ in self._tiles}))}
-        ordered = sorted(
-            ((waves[level], -tile.flops, position, tile) for position, (level, tile) in enumerate(self._tiles)),
-        )
+    def _order(self) -> tuple[tuple[Tile, ...], tuple[int, ...]]:
+        """Tiles in ledger order, with their owners, and the products of each."""
+        waves = {level: wave for wave, level in enumerate(sorted({draft.level for draft in self._tiles}))}
+        ordered = sorted(self._tiles, key=lambda draft: (waves[draft.level], -draft.tile.flops))
         load = [0] * self._request.workers
         tiles = []
-        for index, (wave, _, _, tile) in enumerate(ordered):
+        for index, draft in enumerate(ordered):
             owner = load.index(min(load))
-            load[owner] += tile.flops
-            tiles.append(dataclasses.replace(tile, index=index, wave=wave, owner=owner))
-        return tuple(tiles)
+            load[owner] += draft.tile.flops
+            tiles.append(dataclasses.replace(draft.tile, index=index, wave=waves[draft.level], owner=owner))
+        return tuple(tiles), tuple(draft.product_flops for draft in ordered)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Draft:
+    """A tile without its place in the ledger, its source's level, and the part of its work that is matrix products."""
+
+    level: int
+    tile: Tile
+    product_flops: int

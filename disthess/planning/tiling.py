@@ -41,32 +41,6 @@ class RowTiling:
     column_chunk: int
 
 
-def choose_basis(cost: SourceCost, parts: int) -> Basis:
-    """The cheaper basis of a source, by multiply-adds."""
-    if cost.units == 0:
-        return "parameter"
-    return "output" if output_cost(cost, parts) < parameter_cost(cost, parts) else "parameter"
-
-
-def parameter_cost(cost: SourceCost, parts: int) -> int:
-    """Multiply-adds per sample for all rows, parameter basis."""
-    return cost.rows * parts * (cost.propagation + cost.summed_targets)
-
-
-def activation_cost(cost: SourceCost, parts: int) -> int:
-    """Multiply-adds per sample for all rows of an activation: one sweep per entry."""
-    return cost.units * parts * cost.propagation
-
-
-def output_cost(cost: SourceCost, parts: int) -> int:
-    """Multiply-adds per sample for all rows, output basis: sweeps of the units, and the products with the inputs."""
-    products = cost.columns * cost.unit_rows
-    if cost.diagonal:
-        own = cost.units * cost.unit_rows
-        products -= own * cost.unit_rows // 2
-    return cost.units * cost.unit_tangents * parts * (cost.propagation + cost.apart_targets + products)
-
-
 def tile_rows(rows: int, columns: int, unit_rows: int, bytes_per_column: int) -> RowTiling:
     """Rows per tile and chunks of a panel.
 

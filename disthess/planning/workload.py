@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from disthess.planning.source import Basis
+from disthess.planning.work import SweepWork
 from disthess.store.layout import ActivationSpec, ParameterSpec
 
 
 @dataclass(frozen=True, slots=True)
 class SourceCost:
-    """Costs of sweeping one source, per tangent and sample unless said otherwise (multiply-adds; entries, not bytes).
+    """Costs of sweeping one source. COST.md beside this file says what is counted.
+
+    Matrix products are counted apart, exactly, in ``sweeps``. The other costs are multiply-adds entry by entry, per tangent and
+    sample; of ``method="autograd"``, which sweeps no graph, ``propagation`` is an estimate of everything.
 
     Attributes:
         source: Parameter name; or use name where it stands for one use of a shared parameter.
@@ -23,12 +28,13 @@ class SourceCost:
         unit_tangents: Rows of one sample at the output; an output unit takes that many tangents.
         propagation: Forward pass and reverse wave, without what is done at target leaves.
         summed_targets: Cotangents of all target leaves, summed over samples (parameter basis).
-        apart_targets: Forming per-sample rows of all target leaves (output basis).
-        columns: Entries of all target leaves; the output basis multiplies each by the layer's inputs.
+        apart_targets: Per-sample rows of all target leaves (output basis).
+        columns: Entries of all target leaves.
         diagonal: Whether the source's own block is symmetric in its inputs (half of the products).
         tangent_entries: Entries of all tangents kept.
         front_entries: Entries of the largest single tangent.
         apart_entries: Entries of per-sample rows that are held whole (through reshaped weights).
+        sweeps: Matrix products of a sweep by basis, one for each of the problem's graphs.
     """
 
     source: str
@@ -47,6 +53,28 @@ class SourceCost:
     tangent_entries: int
     front_entries: int
     apart_entries: int
+    sweeps: tuple[tuple[Basis, tuple[SweepWork, ...]], ...] = ()
+
+    def sweep(self, basis: Basis, graph: int) -> SweepWork | None:
+        """Matrix products of a sweep on one of the graphs, or None where they were not counted."""
+        return next((found[graph] for name, found in self.sweeps if name == basis), None)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRun:
+    """One batch as a sweep sees it.
+
+    Attributes:
+        graph: Which of the problem's graphs it runs on.
+        samples: Samples told apart.
+        size: Of coupled samples, how many there are,
+        captured: and how many there were when its graph was captured: the work is taken to be in proportion.
+    """
+
+    graph: int
+    samples: int
+    size: int = 1
+    captured: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +98,7 @@ class Workload:
         activations: Nodes whose activation blocks are asked for.
         activation_sources: Cost of each of them as a source.
         activation_samples: Samples their blocks are kept for one by one, or 0.
+        runs: Every batch; empty where only totals are known.
     """
 
     title: str
@@ -88,3 +117,14 @@ class Workload:
     activations: tuple[ActivationSpec, ...] = ()
     activation_sources: tuple[SourceCost, ...] = ()
     activation_samples: int = 0
+    runs: tuple[BatchRun, ...] = ()
+
+    def batch_runs(self) -> tuple[BatchRun, ...]:
+        """Every batch; where only totals are known, as many of the largest size as there can be."""
+        if self.runs:
+            return self.runs
+        sizes, left = [], self.samples
+        for after in reversed(range(self.batches)):
+            sizes.append(max(1, min(self.largest_batch, left - after)))
+            left -= sizes[-1]
+        return tuple(BatchRun(0, size) for size in sizes)

@@ -12,6 +12,7 @@ Stacks carry the K tangents in a leading axis: a tangent of a value of shape ``[
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -107,9 +108,10 @@ class AbstractRule(abc.ABC):
         """
         return None
 
-    def multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
-        """Multiply-adds of applying D to one tangent, from input shapes and output shape. Default: one per entry."""
-        count = 1
-        for size in shape:
-            count *= size
-        return count
+    def entry_multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
+        """Multiply-adds of applying D to one tangent that are done entry by entry, from input shapes and output shape.
+
+        Matrix products are not among them: they are counted by what the rule does (`disthess.sweep.meter`). Default: one per
+        entry of the output.
+        """
+        return math.prod(shape)

@@ -5,7 +5,6 @@ For ``f = B(a, b)``: ``f' = B(a', b) + B(a, b')``; to a: ``B(., b)^T f'' + B(., 
 
 from __future__ import annotations
 
-import math
 from typing import final
 
 import torch
@@ -91,11 +90,6 @@ class MatmulRule(AbstractRule):
             total = term if total is None else total + term
         return total
 
-    @override
-    def multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
-        left = shapes[1] if self._added is not None and len(shapes) > 2 else shapes[0]
-        return math.prod(shape) * left[-1] if left else math.prod(shape)
-
     def _slots(self, call: Call) -> tuple[int, int, int | None]:
         left, right = call.arguments[self._left], call.arguments[self._right]
         added = call.arguments[self._added] if self._added is not None else None
@@ -148,11 +142,6 @@ class EinsumRule(AbstractRule):
         self, call: Call, cotangent: Stack | None, tangents: Stacks, wanted: tuple[int, ...]
     ) -> dict[int, Stack]:
         return self._generic.cotangent(call, cotangent, tangents, wanted)
-
-    @override
-    def multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
-        sizes = {size for operand in shapes for size in operand} - set(shape)
-        return math.prod(shape) * math.prod(sizes)
 
 
 def rules() -> dict[str, AbstractRule]:

@@ -70,16 +70,6 @@ class ConvolutionRule(AbstractRule):
             return None
         return cotangent.flatten(3).sum(3) if cotangent.ndim > 3 else cotangent
 
-    @override
-    def multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
-        source, weight = shapes[INPUT], shapes[WEIGHT]
-        count = 1
-        for size in source if self._transposed else shape:
-            count *= size
-        for size in weight[1:]:
-            count *= size
-        return count
-
     def _on_inputs(self, call: Call, stack: Stack, weight: Tensor) -> Stack:
         folded = stack.reshape(-1, *stack.shape[2:])
         result = _plain(call, folded, weight)

@@ -94,13 +94,6 @@ class LinearRule(AbstractRule):
             return rows.new_ones(*rows.shape[:2], 1)
         return None
 
-    @override
-    def multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
-        count = shapes[INPUT][-1]
-        for size in shape:
-            count *= size
-        return count
-
 
 def _put(found: dict[int, Stack], slot: int, terms: list[Tensor]) -> None:
     if terms:

@@ -113,7 +113,7 @@ class LayerNormRule(AbstractRule):
         return total
 
     @override
-    def multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
+    def entry_multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
         count = 4
         for size in shape:
             count *= size

@@ -42,7 +42,7 @@ class SumRule(AbstractRule):
         return {0: spread.expand(-1, *call.inputs[0].shape)}
 
     @override
-    def multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
+    def entry_multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
         count = 1
         for size in shapes[0]:
             count *= size

@@ -58,7 +58,7 @@ class ReshapeRule(AbstractRule):
         return {} if cotangent is None else {0: cotangent.reshape(cotangent.shape[0], *call.inputs[0].shape)}
 
     @override
-    def multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
+    def entry_multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
         return 0
 
 
@@ -90,7 +90,7 @@ class PermuteRule(AbstractRule):
         return {0: cotangent.permute(0, *(axis + 1 for axis in back))}
 
     @override
-    def multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
+    def entry_multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
         return 0
 
 
@@ -209,7 +209,7 @@ class CopyRule(AbstractRule):
         return {} if cotangent is None else {0: cotangent.to(call.inputs[0].dtype)}
 
     @override
-    def multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
+    def entry_multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
         return 0
 
 

@@ -1,9 +1,9 @@
-"""Count what sweeping each source of a captured problem takes, from shapes and the rules' multiply-adds."""
+"""Count what sweeping each source of a captured problem takes, from its graphs and its rules."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
 from disthess.errors import ConfigError
@@ -11,23 +11,33 @@ from disthess.graph.ir import Graph, Node
 from disthess.graph.program import Program
 from disthess.graph.select import activation_specs
 from disthess.graph.waves import leading_to, levels, live_uses
-from disthess.planning.source import activation_source
-from disthess.planning.workload import SourceCost, Workload
+from disthess.planning.source import Basis, activation_source
+from disthess.planning.work import SweepWork
+from disthess.planning.workload import BatchRun, SourceCost, Workload
 from disthess.rules.table import rule_for
 from disthess.store.layout import ParameterSpec
+from disthess.sweep.tally import OutputSource, SweepTally
+from disthess.types import PARTS, Part
 
-_BILINEAR = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "conv", "embedding")
+Sweeps = tuple[tuple[Basis, tuple[SweepWork, ...]], ...]
 
 
 @final
 class SourceCounter:
-    """Costs of sources of one graph; ``per`` divides batch totals into one sample's share."""
+    """Costs of sources of a problem.
 
-    def __init__(self, graph: Graph) -> None:
+    Args:
+        graph: That of the first batch; its totals are divided into one sample's share.
+        others: The other batches' graphs, where they differ: their matrix products are counted as well.
+        parts: Parts to count matrix products of.
+    """
+
+    def __init__(self, graph: Graph, others: Sequence[Graph] = (), parts: Sequence[Part] = PARTS) -> None:
         self._graph = graph
         self._per = graph.samples if graph.independent else 1
         self._levels = levels(graph)
         self._uses = live_uses(graph)
+        self._tallies = [(each, SweepTally(each, parts)) for each in (graph, *others)]
         self._consumer: dict[int, Node] = {}
         for node in graph.nodes:
             for ref in node.refs():
@@ -53,13 +63,15 @@ class SourceCounter:
         """All uses of a parameter swept together against target parameters (itself among them)."""
         leaves = [node for node in self._uses if node.op == parameter.name]
         wanted = [node for node in self._uses if node.op in targets]
-        return self._count(parameter.name, parameter.name, leaves, wanted, self._output_basis(leaves))
+        cost = self._count(parameter.name, parameter.name, leaves, wanted, self._output_basis(leaves))
+        return self._with_sweeps(cost, lambda leaf: leaf.op == parameter.name, lambda leaf: leaf.op in targets)
 
     def apart(self, use: str, targets: frozenset[str]) -> SourceCost:
         """One use against target uses."""
         leaves = [node for node in self._uses if node.name == use]
         wanted = [node for node in self._uses if node.name in targets]
-        return self._count(use, leaves[0].op, leaves, wanted, self._output_basis(leaves))
+        cost = self._count(use, leaves[0].op, leaves, wanted, self._output_basis(leaves))
+        return self._with_sweeps(cost, lambda leaf: leaf.name == use, lambda leaf: leaf.name in targets)
 
     def activation(self, name: str, targets: frozenset[str], samples: int) -> SourceCost:
         """A node's activation against target nodes (itself among them), rows kept for so many samples (0: summed)."""
@@ -67,7 +79,30 @@ class SourceCounter:
         source = [node for node in nodes if node.name == name]
         entries = _size(source[0]) // self._per
         cost = self._count(activation_source(name), name, source, nodes, (entries, max(1, samples), 1))
-        return dataclasses.replace(cost, uses=(), rows=entries * max(1, samples))
+        found = []
+        for graph, tally in self._tallies:
+            asked = [node for node in graph.nodes if node.asked and node.name in targets]
+            seeds = [node.index for node in asked if node.name == name]
+            found.append(tally.sweep(seeds, asked, None))
+        sweeps: Sweeps = (("activation", tuple(found)),)
+        return dataclasses.replace(cost, uses=(), rows=entries * max(1, samples), sweeps=sweeps)
+
+    def _with_sweeps(
+        self, cost: SourceCost, is_source: Callable[[Node], bool], is_target: Callable[[Node], bool]
+    ) -> SourceCost:
+        """The cost with the matrix products of its sweeps on every graph."""
+        by_parameter, by_output = [], []
+        for graph, tally in self._tallies:
+            leaves = live_uses(graph)
+            seeds = [leaf.index for leaf in leaves if is_source(leaf)]
+            targets = [leaf for leaf in leaves if is_target(leaf)]
+            by_parameter.append(tally.sweep(seeds, targets, None))
+            if cost.units:
+                seed = next(node.index for node in graph.nodes if seeds[0] in node.refs())
+                source = OutputSource(seeds[0], cost.unit_rows, _rows(graph, graph.nodes[seed]))
+                by_output.append(tally.sweep([seed], targets, source))
+        sweeps: Sweeps = (("parameter", tuple(by_parameter)),)
+        return dataclasses.replace(cost, sweeps=(*sweeps, ("output", tuple(by_output))) if by_output else sweeps)
 
     def _count(
         self,
@@ -84,23 +119,21 @@ class SourceCounter:
         for node in graph.nodes[min(min(passed), min(reached)) :]:
             if not node.live or node.region == "total" or node.kind != "op":
                 continue
-            cost = self._macs(node)
-            bilinear = _is_bilinear(node)
+            share = self._entries(node)
+            bent = 2 * share if node.index in reached else share
             for ref in node.refs():
                 other = graph.nodes[ref]
                 if not other.live:
                     continue
-                share = cost if _size(other) > 1 and bilinear and len(other.shape) > 1 else _size(node)
-                crossing = share if bilinear and any(r in reached for r in node.refs() if r != ref) else 0
                 if ref in reached:
                     propagation += share
                 if ref not in passed:
                     continue
                 if other.kind == "use":
-                    summed += share + crossing
-                    apart += share + crossing
+                    summed += bent
+                    apart += _size(other) * self._per * (2 if node.index in reached else 1)
                 else:
-                    propagation += share + crossing
+                    propagation += bent
                     if other.region == "weight" and node.region == "sample":
                         held += _size(other) * self._per
         per = self._per
@@ -134,9 +167,9 @@ class SourceCounter:
                 reached.add(node.index)
         return reached
 
-    def _macs(self, node: Node) -> int:
+    def _entries(self, node: Node) -> int:
         shapes = tuple(self._graph.nodes[ref].shape for ref in node.refs() if self._graph.nodes[ref].kind != "size")
-        return max(1, rule_for(node.op).multiply_adds(shapes, node.shape))
+        return rule_for(node.op).entry_multiply_adds(shapes, node.shape)
 
     def _output_basis(self, leaves: Sequence[Node]) -> tuple[int, int, int]:
         """(units, unit_rows, rows per sample) of the weight of a linear layer, else zeros.
@@ -150,7 +183,7 @@ class SourceCounter:
         told_apart = node.region == "sample" or not self._graph.independent
         if len(leaves) > 1 or not linear or not told_apart or len(leaf.shape) != 2:
             return 0, 0, 0
-        return leaf.shape[0], leaf.shape[1], _size(node) // (node.shape[-1] * self._per)
+        return leaf.shape[0], leaf.shape[1], _rows(self._graph, node)
 
 
 def with_activations(workload: Workload, programs: Sequence[Program], per_sample: bool) -> Workload:
@@ -171,12 +204,33 @@ def with_activations(workload: Workload, programs: Sequence[Program], per_sample
                 f"{number} has {here}. Give batches of equal shapes (of equal size where samples are coupled), or one batch."
             )
     samples = workload.samples if per_sample else 0
-    counter = SourceCounter(programs[0].graph)
+    if not found[0]:
+        return workload
+    graphs = distinct_graphs(programs) if workload.runs else [programs[0].graph]
+    counter = SourceCounter(graphs[0], graphs[1:])
     names = [entry.name for entry in found[0]]
     costs = tuple(counter.activation(name, frozenset(names[place:]), samples) for place, name in enumerate(names))
-    return dataclasses.replace(
-        workload, activations=found[0], activation_sources=costs, activation_samples=samples if costs else 0
-    )
+    return dataclasses.replace(workload, activations=found[0], activation_sources=costs, activation_samples=samples)
+
+
+def distinct_graphs(programs: Sequence[Program]) -> list[Graph]:
+    """The graphs that the batches run on, each once, the first batch's first."""
+    found: dict[int, Graph] = {}
+    for program in programs:
+        found.setdefault(id(program.graph), program.graph)
+    return list(found.values())
+
+
+def batch_runs(programs: Sequence[Program], sizes: Sequence[int]) -> tuple[BatchRun, ...]:
+    """Every batch: which of the `distinct_graphs` it runs on, and its samples as the user counts them."""
+    place = {id(graph): number for number, graph in enumerate(distinct_graphs(programs))}
+    captured: dict[int, int] = {}
+    runs = []
+    for program, size in zip(programs, sizes, strict=True):
+        number = place[id(program.graph)]
+        first = captured.setdefault(number, size)
+        runs.append(BatchRun(number, size) if program.graph.independent else BatchRun(number, 1, size, first))
+    return tuple(runs)
 
 
 def primal_entries(graph: Graph) -> int:
@@ -190,8 +244,9 @@ def parameter_targets(parameters: Sequence[ParameterSpec]) -> Mapping[str, froze
     return {source.name: frozenset(target.name for target in used if target.rank >= source.rank) for source in used}
 
 
-def _is_bilinear(node: Node) -> bool:
-    return node.op.split(".")[1].strip("_").startswith(_BILINEAR)
+def _rows(graph: Graph, node: Node) -> int:
+    """Rows of one sample at a layer's output; of all samples, where they are coupled."""
+    return _size(node) // (node.shape[-1] * (graph.samples if graph.independent else 1))
 
 
 def _size(node: Node) -> int:

@@ -29,16 +29,18 @@ SMALL = {
     "unet": {"samples": 2},
     "gpt2_tiny": {"width": 4, "samples": 2},
 }
+TABLES = ("paper_check", "cost_growth")
+"""Examples that print a table of many problems."""
 QUICK = ("tied_autoencoder", "gpt2_tiny", "paper_check")
 SCRIPTS = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-    for name in (*SMALL, "paper_check")
+    for name in (*SMALL, *TABLES)
     if name != "digits_mlp"
 ]
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {*SMALL, "paper_check", "paper_architectures"}
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {*SMALL, *TABLES, "paper_architectures"}
 
 
 @pytest.mark.parametrize("name", SMALL)

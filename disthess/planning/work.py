@@ -1,0 +1,68 @@
+"""How much work a step is: multiply-adds as a function of tangents and samples, and a sweep's share of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from disthess.types import Part
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Multiply-adds for K tangents on n samples: ``once + per_sample n + per_tangent K + per_pair K n``.
+
+    >>> (Work(once=5, per_pair=2) + Work(per_tangent=1)).at(tangents=3, samples=10)
+    68
+    """
+
+    once: int = 0
+    per_sample: int = 0
+    per_tangent: int = 0
+    per_pair: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.once + other.once,
+            self.per_sample + other.per_sample,
+            self.per_tangent + other.per_tangent,
+            self.per_pair + other.per_pair,
+        )
+
+    def at(self, tangents: int, samples: int) -> int:
+        """Multiply-adds for so many tangents and samples."""
+        return self.once + self.per_sample * samples + tangents * (self.per_tangent + self.per_pair * samples)
+
+
+@dataclass(frozen=True, slots=True)
+class ReverseWork:
+    """Matrix products of one reverse wave, panel products included.
+
+    Attributes:
+        part: The part whose S it keeps.
+        first: On a batch's first microbatch, which accounts for curvature shared by all samples.
+        later: On the others.
+        repeated: (entries, multiply-adds) of leaves whose rows are formed sample by sample: what is done anew for each
+            sample and each group of units.
+        symmetric: Whether the source's own block is formed from pairs of inputs (output basis).
+    """
+
+    part: Part
+    first: Work
+    later: Work
+    repeated: tuple[tuple[int, int], ...] = ()
+    symmetric: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SweepWork:
+    """Matrix products of one sweep on one graph.
+
+    Attributes:
+        forward: Forward tangents.
+        reverse: One wave per part.
+        rows: Rows of one sample at the source's output: tangents per unit (output basis; else 1).
+    """
+
+    forward: Work
+    reverse: tuple[ReverseWork, ...]
+    rows: int = 1

@@ -1,0 +1,176 @@
+"""Multiply-adds of one rule's matrix products: what the rule itself does to tensors that have shapes and no data.
+
+A rule is linear in its stacks and works sample by sample, so its products cost ``once + per_sample n + per_tangent K +
+per_pair K n`` for K tangents on n samples; two values of each tell the four numbers. Nothing of the problem is computed: tensors
+are on torch's *meta* device, or, for small calls and operations that need entries, two or three samples of ones. What counts is
+what `torch.utils.flop_counter` counts: products of matrices and convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from disthess.graph.ir import Graph, Node
+from disthess.planning.work import Work
+from disthess.sweep.frame import Frame
+from disthess.sweep.primal import Primal
+from disthess.types import Span
+
+TANGENTS = (2, 3)
+"""Numbers of tangents that are tried; not 1, which torch may treat in another way."""
+
+SMALL_ENTRIES = 2048
+"""Calls with fewer entries are run, on ones: that is quicker than finding out their shapes."""
+
+Slots = tuple[int, ...]
+
+
+@final
+class RuleMeter:
+    """Work of the rules of a graph's nodes, each kind of call measured once.
+
+    Args:
+        graph: The captured objective.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._primals: dict[str, Primal] = {}
+        self._frames: dict[tuple[str, int], Frame] = {}
+        self._known: dict[Hashable, tuple[Work, Slots]] = {}
+        self._kinds: dict[int, Hashable] = {}
+        most = graph.samples
+        self._samples = (2, 3) if most > 2 else (1, 2) if most == 2 else (1,)
+
+    def tangent(self, index: int, slots: Slots) -> Work:
+        """``sum_a D_a x_a'`` of a node, tangents in ``slots``."""
+
+        def run(frame: Frame, count: int) -> Slots:
+            frame.rule(index).tangent(frame.call(index), _stacks(frame, index, slots, count))
+            return ()
+
+        return self._measured(index, ("tangent", slots), self._samples, run)[0]
+
+    def cotangent(self, index: int, bent: bool, slots: Slots, wanted: Slots) -> tuple[Work, Slots]:
+        """``D_a^T f'' + sum_b S_ab x_b'`` for the wanted slots, and those of them that are not zero.
+
+        Args:
+            index: The node.
+            bent: Whether there is an ``f''``.
+            slots: Those with tangents ``x_b'``.
+            wanted: Slots a.
+        """
+        return self._measured(
+            index, ("cotangent", bent, slots, wanted), self._samples, _cotangent(index, bent, slots, wanted)
+        )
+
+    def per_sample(self, index: int, bent: bool, slots: Slots, slot: int) -> tuple[Work, int]:
+        """Rows of a slot for each sample, and how much of it is done anew whenever the stack is cut in two."""
+
+        def run(frame: Frame, count: int) -> Slots:
+            call = frame.call(index)
+            cotangent = _stack(call.output, count) if bent else None
+            rows = frame.rule(index).cotangent_per_sample(call, cotangent, _stacks(frame, index, slots, count), slot)
+            return () if rows is None else (slot,)
+
+        work, closed = self._measured(index, ("per sample", bent, slots, slot), self._samples, run)
+        if closed:
+            return work, 0
+        alone = _cotangent(index, bent, slots, (slot,))
+        work = self._measured(index, ("one sample", bent, slots, slot), (1,), alone)[0]
+        return Work(per_sample=work.once, per_pair=work.per_tangent), work.once
+
+    def _measured(
+        self, index: int, pattern: Hashable, samples: tuple[int, ...], run: Callable[[Frame, int], Slots]
+    ) -> tuple[Work, Slots]:
+        key = (self._kind(index), pattern)
+        if key not in self._known:
+            self._known[key] = self._measure(self._devices(index), samples, run)
+        return self._known[key]
+
+    def _devices(self, index: int) -> tuple[str, str]:
+        call = self._frame("meta", self._samples[0]).call(index)
+        entries = call.output.numel() + sum(value.numel() for value in call.inputs)
+        return ("cpu", "meta") if entries < SMALL_ENTRIES else ("meta", "cpu")
+
+    def _measure(
+        self, devices: tuple[str, str], samples: tuple[int, ...], run: Callable[[Frame, int], Slots]
+    ) -> tuple[Work, Slots]:
+        for device in devices:
+            try:
+                return self._fit(samples, run, device)
+            except (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError):
+                continue
+        return Work(), ()
+
+    def _fit(self, samples: tuple[int, ...], run: Callable[[Frame, int], Slots], device: str) -> tuple[Work, Slots]:
+        few, many = TANGENTS
+        start, found = _counted(run, self._frame(device, samples[0]), few)
+        if not start:
+            return Work(), found
+        low = samples[0]
+        slope = _counted(run, self._frame(device, low), many)[0] - start
+        if len(samples) == 1:
+            return Work(once=start - few * slope, per_tangent=slope), found
+        step, high = _counted(run, self._frame(device, samples[1]), few)[0] - start, samples[1]
+        pair = _counted(run, self._frame(device, high), many)[0] - start - slope - step
+        per_tangent, per_sample = slope - pair * low, step - pair * few
+        return Work(start - slope * few - per_sample * low, per_sample, per_tangent, pair), found
+
+    def _frame(self, device: str, samples: int) -> Frame:
+        if device not in self._primals:
+            graph = self._graph
+            values = tuple(None if node.kind == "size" else _blank(node, device) for node in graph.nodes)
+            self._primals[device] = Primal(graph, values, values, graph.samples, 0.0)
+        key = (device, samples)
+        if key not in self._frames:
+            self._frames[key] = Frame(self._primals[device], Span(0, samples))
+        return self._frames[key]
+
+    def _kind(self, index: int) -> Hashable:
+        """Nodes of one kind cost the same: operation, arguments, shapes, and where samples lie."""
+        if index not in self._kinds:
+            call = self._frame("meta", self._samples[0]).call(index)
+            inputs = tuple((tuple(value.shape), value.dtype) for value in call.inputs)
+            arguments = tuple((name, repr(value)) for name, value in call.arguments.items())
+            self._kinds[index] = (
+                call.op, self._graph.nodes[index].output, inputs, arguments, tuple(call.output.shape), call.batch,
+                call.batch_inputs,
+            )  # fmt: skip
+        return self._kinds[index]
+
+
+def _cotangent(index: int, bent: bool, slots: Slots, wanted: Slots) -> Callable[[Frame, int], Slots]:
+    def run(frame: Frame, count: int) -> Slots:
+        call = frame.call(index)
+        cotangent = _stack(call.output, count) if bent else None
+        found = frame.rule(index).cotangent(call, cotangent, _stacks(frame, index, slots, count), wanted)
+        return tuple(found)
+
+    return run
+
+
+def _counted(run: Callable[[Frame, int], Slots], frame: Frame, count: int) -> tuple[int, Slots]:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        found = run(frame, count)
+    return counter.get_total_flops() // 2, found
+
+
+def _stacks(frame: Frame, index: int, slots: Slots, count: int) -> Mapping[int, Tensor]:
+    call = frame.call(index)
+    return {slot: _stack(call.inputs[slot], count) for slot in slots}
+
+
+def _stack(value: Tensor, count: int) -> Tensor:
+    return value.expand(count, *value.shape)
+
+
+def _blank(node: Node, device: str) -> Any:
+    """A value of the node's shape that takes no memory: ones (of integers, zeros: they may be places)."""
+    dtype = getattr(torch, node.dtype)
+    return torch.full((), 1 if dtype.is_floating_point else 0, dtype=dtype, device=device).expand(node.shape)

@@ -1,0 +1,190 @@
+"""The sweep, counted instead of run: the same forward pass and reverse wave over stacks that are only counted.
+
+`forward` and `reverse` decide which nodes are passed and which terms exist; here they meet rules that return how much they would
+do (`RuleMeter`) and stacks that have no entries. So a sweep and its projection cannot disagree about what is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, final
+
+from disthess.graph.ir import Graph, Node
+from disthess.graph.waves import leading_to
+from disthess.planning.work import ReverseWork, SweepWork, Work
+from disthess.sweep.meter import RuleMeter
+from disthess.sweep.wave import AbstractSink, forward, reverse
+from disthess.types import PARTS, Part
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Stands for a stack. ``apart``: for a value shared by all samples, K tangents for each of them."""
+
+    apart: bool = False
+
+    def __add__(self, other: Trace) -> Trace:
+        return Trace(self.apart or other.apart)
+
+    def flatten(self, first: int, last: int) -> Trace:
+        """Tangents and samples in one axis."""
+        return Trace(True)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has been counted so far; see `ReverseWork`."""
+
+    work: Work = field(default_factory=Work)
+    repeated: list[tuple[int, int]] = field(default_factory=list)
+    symmetric: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSource:
+    """What the output basis multiplies rows by.
+
+    Attributes:
+        leaf: The source's leaf.
+        width: Inputs of the layer.
+        rows: Rows of one sample at its output; if one, its own block is formed from pairs of inputs.
+    """
+
+    leaf: int
+    width: int
+    rows: int
+
+
+@final
+class SweepTally:
+    """Counts sweeps of one graph.
+
+    Args:
+        graph: The captured objective.
+        parts: Parts to count.
+    """
+
+    def __init__(self, graph: Graph, parts: Sequence[Part] = PARTS) -> None:
+        self._graph = graph
+        self._meter = RuleMeter(graph)
+        self._parts = tuple(part for part in parts if part == "hessian" or graph.has_model_boundary)
+        self._shared = any(node.live and node.kind == "op" and node.region == "weight" for node in graph.nodes)
+
+    def sweep(self, seeds: Sequence[int], targets: Sequence[Node], source: OutputSource | None) -> SweepWork:
+        """One sweep.
+
+        Args:
+            seeds: Nodes that tangents start at.
+            targets: Leaves or nodes that rows are wanted of.
+            source: In the output basis, the layer; else None.
+        """
+        passed = leading_to(self._graph, [node.index for node in targets])
+        ahead = Tally()
+        tangents = forward(self._frame(ahead, True), _traces(seeds))
+        waves = []
+        for part in self._parts:
+            first = self._wave(tangents, part, passed, source, True)
+            later = self._wave(tangents, part, passed, source, False) if self._shared else first
+            waves.append(ReverseWork(part, first.work, later.work, tuple(first.repeated), first.symmetric))
+        return SweepWork(ahead.work, tuple(waves), source.rows if source is not None else 1)
+
+    def _wave(
+        self, tangents: Mapping[int, Any], part: Part, passed: Sequence[int], source: OutputSource | None, first: bool
+    ) -> Tally:
+        tally = Tally()
+        reverse(self._frame(tally, first), tangents, part, passed, _TallySink(tally, self._graph, source))
+        return tally
+
+    def _frame(self, tally: Tally, first: bool) -> Any:
+        """What the waves ask of a frame; a call is the index of its node."""
+        graph = self._graph
+
+        def slots(index: int) -> tuple[int, ...]:
+            return tuple(ref for ref in graph.nodes[index].refs() if graph.nodes[ref].kind != "size")
+
+        return SimpleNamespace(
+            primal=SimpleNamespace(graph=graph),
+            first=first,
+            node=graph.nodes.__getitem__,
+            slots=slots,
+            call=lambda index: index,
+            rule=lambda index: _TallyRule(tally, self._meter),
+        )
+
+
+@final
+class _TallyRule:
+    """Stands for a rule; a call is the index of its node."""
+
+    def __init__(self, tally: Tally, meter: RuleMeter) -> None:
+        self._tally = tally
+        self._meter = meter
+
+    def tangent(self, call: int, tangents: Mapping[int, Trace]) -> Trace:
+        self._tally.work += self._meter.tangent(call, tuple(sorted(tangents)))
+        return Trace()
+
+    def cotangent(
+        self, call: int, cotangent: Trace | None, tangents: Mapping[int, Trace], wanted: tuple[int, ...]
+    ) -> dict[int, Trace]:
+        work, found = self._meter.cotangent(call, cotangent is not None, tuple(sorted(tangents)), wanted)
+        apart = cotangent is not None and cotangent.apart
+        self._tally.work += Work(work.once, 0, 0, work.per_tangent) if apart else work
+        return dict.fromkeys(found, Trace(apart))
+
+    def cotangent_per_sample(
+        self, call: int, cotangent: Trace | None, tangents: Mapping[int, Trace], slot: int
+    ) -> Trace:
+        self._tally.work += self.rows(call, cotangent, tangents, slot)[0]
+        return Trace()
+
+    def rows(self, call: int, cotangent: Trace | None, tangents: Mapping[int, Trace], slot: int) -> tuple[Work, int]:
+        return self._meter.per_sample(call, cotangent is not None, tuple(sorted(tangents)), slot)
+
+
+@final
+class _TallySink(AbstractSink):
+    """Counts what the sinks of `disthess.sweep.panel` multiply."""
+
+    def __init__(self, tally: Tally, graph: Graph, source: OutputSource | None) -> None:
+        self._tally = tally
+        self._graph = graph
+        self._source = source
+
+    @property
+    def per_sample(self) -> bool:
+        return self._source is not None
+
+    def take(self, leaf: int, rows: Any) -> None:
+        self._multiply(leaf)
+
+    def take_call(
+        self, frame: Any, index: int, call: Any, slot: int, cotangent: Any, tangents: Mapping[int, Any]
+    ) -> None:
+        leaf = frame.slots(index)[slot]
+        source = self._source
+        if source is not None and source.rows == 1 and leaf == source.leaf and cotangent is not None:
+            self._tally.symmetric = True
+            return
+        work, again = frame.rule(index).rows(call, cotangent, tangents, slot)
+        self._tally.work += Work(work.once, work.per_sample - again, work.per_tangent, work.per_pair)
+        if again:
+            self._tally.repeated.append((_size(self._graph.nodes[leaf]), again))
+        self._multiply(leaf)
+
+    def _multiply(self, leaf: int) -> None:
+        if self._source is not None:
+            self._tally.work += Work(per_pair=self._source.width * _size(self._graph.nodes[leaf]))
+
+
+def _traces(seeds: Sequence[int]) -> Any:
+    return {index: Trace() for index in seeds}
+
+
+def _size(node: Node) -> int:
+    count = 1
+    for size in node.shape:
+        count *= size
+    return count
