@@ -24,7 +24,7 @@ def candidates(node: Node, shape: Sequence[int]) -> Tensor:
         return _adaptive(node, grid)
     if ".max_pool" in node.op:
         return _windows(node, grid)
-    dims = _dims(node, len(shape))
+    dims = _dims(node, len(shape), 2 if "vector_norm" in node.op else 1)
     kept = [dim for dim in range(len(shape)) if dim not in dims]
     outputs = math.prod(shape[dim] for dim in kept)
     return grid.permute(*kept, *dims).reshape(outputs, -1)
@@ -45,23 +45,29 @@ def position(node: Node, shape: Sequence[int], flat: int) -> int:
 def line_of(node: Node, shape: Sequence[int]) -> Tensor:
     """Flat input indices of each line that an operation puts in order, ``[lines, entries]``."""
     grid = torch.arange(math.prod(shape)).reshape(tuple(shape))
-    if node.op.endswith("median.default") or not shape:
+    named = _order_dim(node)
+    if named is None or not shape:
         return grid.reshape(1, -1)
-    dim = _order_dim(node) % len(shape)
+    dim = named % len(shape)
     return grid.movedim(dim, -1).reshape(-1, shape[dim])
 
 
-def _order_dim(node: Node) -> int:
-    named = dict(node.kwargs).get("dim")
-    if named is not None:
-        return int(named)
-    place = 2 if any(name in node.op for name in ("topk", "kthvalue")) else 1
+def _order_dim(node: Node) -> int | None:
+    """The axis that is put in order; None where all entries are."""
+    name = node.op.split(".")[1]
+    if name == "msort":
+        return 0
+    whole = node.op.endswith("median.default") or "quantile" in name
+    place = 2 if whole or name in ("topk", "kthvalue") else 1
     given = [entry for entry in node.args[place:] if isinstance(entry, int) and not isinstance(entry, bool)]
-    return int(given[0]) if given else -1
+    named = dict(node.kwargs).get("dim", given[0] if given else None)
+    if named is None:
+        return None if whole else -1
+    return int(named)
 
 
-def _dims(node: Node, ndim: int) -> list[int]:
-    given = node.args[1] if len(node.args) > 1 else dict(node.kwargs).get("dim", ())
+def _dims(node: Node, ndim: int, place: int = 1) -> list[int]:
+    given = node.args[place] if len(node.args) > place else dict(node.kwargs).get("dim", ())
     if given is None:
         given = ()
     chosen = list(given) if isinstance(given, tuple) else [given]
@@ -102,7 +108,7 @@ def _starts(size: int, kernel: int, stride: int, padding: int, dilation: int, ce
 
 
 def _adaptive(node: Node, grid: Tensor) -> Tensor:
-    spatial = 1 if "1d" in node.op else 2
+    spatial = 1 if "1d" in node.op else 3 if "3d" in node.op else 2
     wanted = _each(node.args[1], spatial)
     out = grid.reshape(-1, *grid.shape[-spatial:])
     members = []

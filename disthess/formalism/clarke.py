@@ -41,6 +41,10 @@ _ZERO_AT_KINK = frozenset(
 )
 
 
+JUMP = 1e-7
+"""Difference of two pieces' values, relative to the largest, from which on an objective counts as discontinuous."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClarkeHessian:
     """The set of Hessians at a point, and one element of it.
@@ -54,11 +58,12 @@ class ClarkeHessian:
         gradients: Its gradient, ``[m, P]``.
         weights: ``t`` of the least-norm element, ``[m]``.
         grad_jump: Largest difference of two of the gradients, Euclidean. 0 alone does not make a function smooth.
+        value_jump: Largest difference of two pieces' values: 0 (up to rounding and ``tol``) for a continuous objective.
         stationarity: ``dist(0, co {grad f_s})``: 0 at a nonsmooth stationary point.
         torch_distance: Frobenius distance of torch's own Hessian from the set; NaN where torch has none.
         first_order: Whether realisability rests on first derivatives where they leave something open (see `Realised`).
-        label: ``smooth`` (nothing is tied), ``clarke`` (every tied operation has a Lipschitz gradient, so this is Clarke's set)
-            or ``piecewise`` (only the set of limits).
+        label: ``smooth`` (nothing is tied), ``clarke`` (every tied operation has a Lipschitz gradient, so this is Clarke's set),
+            ``piecewise`` (only the set of limits) or ``discontinuous`` (the objective itself jumps, as with signs and counts).
         units: Tied units.
         possible: Patterns there would be if all combinations could be realised.
         names: Parameters, in order.
@@ -72,6 +77,7 @@ class ClarkeHessian:
     gradients: np.ndarray
     weights: np.ndarray
     grad_jump: float
+    value_jump: float
     stationarity: float
     torch_distance: float
     first_order: bool
@@ -110,6 +116,10 @@ class ClarkeHessian:
             f"gradient jumps by {self.grad_jump:.6g}; distance of 0 from the hull of gradients {self.stationarity:.6g}",
             f"torch's own Hessian lies {self.torch_distance:.6g} from the set",
         ]
+        if self.label == "discontinuous":
+            lines.append(
+                f"the objective itself jumps by {self.value_jump:.6g} here: no element stands for its curvature"
+            )
         if self.first_order:
             lines.append("first order: a cusp could hide a pattern, or a flat tie add one")
         return "\n".join(lines)
@@ -158,7 +168,9 @@ def combine(
             f"{human_bytes(available_bytes)} are available. Select fewer parameters."
         )
     pairs = [_derivatives(search, pattern, tensors) for pattern in realised.patterns]
-    gradients, hessians = np.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
+    values = np.array([pair[0] for pair in pairs])
+    gradients, hessians = np.stack([pair[1] for pair in pairs]), np.stack([pair[2] for pair in pairs])
+    jump = float(values.max() - values.min())
     flat = hessians.reshape(len(hessians), -1)
     weights = min_norm_weights(flat @ flat.T)
     away = flat if torch_hessian is None else flat - torch_hessian.reshape(1, -1)
@@ -177,10 +189,14 @@ def combine(
         gradients=gradients,
         weights=weights,
         grad_jump=_diameter(gradients),
+        value_jump=jump,
         stationarity=_distance(gradients),
         torch_distance=math.nan if torch_hessian is None else _distance(away),
         first_order=realised.first_order,
-        label=_label(realised, programs),
+        # Pieces are continued to the point itself, which a tie within the tolerance may be a little off.
+        label="discontinuous"
+        if jump > max(JUMP, 100 * tolerance) * max(1.0, float(np.abs(values).max()))
+        else _label(realised, programs),
         units=realised.units,
         possible=realised.possible,
         names=tuple(tensors),
@@ -190,13 +206,14 @@ def combine(
 
 def _derivatives(
     search: PatternSearch, pattern: Pattern, tensors: Mapping[str, Tensor]
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Value, gradient ``[P]`` and Hessian ``[P, P]`` of a pattern's smooth extension."""
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
     held = list(leaves.values())
     value = search.objective(pattern, leaves)
     numel = sum(tensor.numel() for tensor in held)
     if not value.requires_grad:
-        return np.zeros(numel), np.zeros((numel, numel))
+        return float(value), np.zeros(numel), np.zeros((numel, numel))
     gradient = torch.cat(
         [entry.reshape(-1) for entry in torch.autograd.grad(value, held, create_graph=True, materialize_grads=True)]
     )
@@ -205,8 +222,8 @@ def _derivatives(
         for index in range(numel):
             row = torch.autograd.grad(gradient[index], held, retain_graph=True, materialize_grads=True)
             rows[index] = torch.cat([entry.reshape(-1) for entry in row]).numpy()
-    found = gradient.detach().numpy(), 0.5 * (rows + rows.T)
-    if not (np.isfinite(found[0]).all() and np.isfinite(found[1]).all()):
+    found = float(value.detach()), gradient.detach().numpy(), 0.5 * (rows + rows.T)
+    if not (np.isfinite(found[1]).all() and np.isfinite(found[2]).all()):
         raise ProblemError(
             "the Hessian of a smooth piece is not finite: the objective is not piecewise smooth here (the Euclidean norm of 0, "
             "or the square root of 0, is no such function). Move the parameters a little, or add a small constant inside."
@@ -229,7 +246,7 @@ def _is_once_smooth(graph: Graph, node: Node) -> bool:
     """Whether an operation's gradient is Lipschitz: by its type, or because its value, 0 at the kink, is only ever squared."""
     if node.op in _ONCE_SMOOTH or (node.op == "aten.elu.default" and _unit_slope(node)):
         return True
-    if node.op not in _ZERO_AT_KINK or kind_of(node.op) != "place":
+    if node.op not in _ZERO_AT_KINK or kind_of(node) != "place":
         return False
     if node.op == "aten.clamp_min.default" and node.args[1] != 0:
         return False

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from disthess.errors import ProblemError
-from disthess.formalism.ties import Option, TiedCall, TiedUnit, quantities, run_pattern, tied_calls
+from disthess.formalism.ties import Option, TiedCall, TiedUnit, call_of, quantities, run_pattern, tied_calls
 from disthess.graph.program import Program
 from disthess.graph.run import run_graph
 from disthess.linalg.minnorm import min_norm_weights
@@ -29,6 +29,12 @@ HULL = 1e-10
 
 FLAT = 1e-10
 """Norm of a row, relative to the largest, below which its quantity does not move to first order."""
+
+BEND_ROWS = 4000
+"""Rows of second derivatives of flat quantities that are computed for one call; beyond, both of their pieces are kept."""
+
+DIRECTIONS = 6
+"""Random directions tried, both ways, to see whether a tie comes apart."""
 
 SHIFT = 1e-3
 """How far the parameters are moved to see which ties come apart, relative to their magnitude."""
@@ -64,6 +70,22 @@ class Realised:
     units: tuple[TiedUnit, ...]
     possible: int
     first_order: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """How a quantity moves with the parameters, under a prefix.
+
+    Attributes:
+        gradient: ``[P]``.
+        linear: Whether it is linear in the parameters.
+        bend: Where the gradient is 0: 1 if the quantity is convex (so that it is positive nearby, to second order), -1 if
+            it is concave, 0 if neither, or not looked at.
+    """
+
+    gradient: np.ndarray
+    linear: bool
+    bend: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +132,7 @@ class PatternSearch:
         for batch, call in calls:
             grown: list[_Prefix] = []
             for prefix in prefixes:
-                grown.extend(self._extend(batch, call, prefix, max_patterns - len(grown), possible, len(units)))
+                grown.extend(self._extend(batch, call, prefix, len(grown), max_patterns, possible, len(units)))
             prefixes = grown
         found = tuple(Pattern(prefix.choices, prefix.witness) for prefix in prefixes)
         return Realised(found, units, possible, self._first_order)
@@ -134,7 +156,9 @@ class PatternSearch:
         inputs = batch_tensors(self._problem.batches[batch])
         with torch.no_grad():
             values = run_graph(program.graph, self._tensors, inputs, program.constants)
-            moved = [run_graph(program.graph, near, inputs, program.constants) for near in nearby(self._tensors)]
+            moved = [
+                run_graph(program.graph, near, inputs, program.constants) for near in nearby(self._tensors, DIRECTIONS)
+            ]
         return tied_calls(program.graph, batch, values, moved, tolerance)
 
     def _values(
@@ -147,13 +171,13 @@ class PatternSearch:
             if unit.batch == batch:
                 first = by_name[unit.node]
                 for node in program.graph.nodes:
-                    if (node.op, node.args, node.kwargs) == (first.op, first.args, first.kwargs):
+                    if node.kind == "op" and call_of(node) == call_of(first):
                         chosen.setdefault(node.index, []).append((unit, option))
         inputs = batch_tensors(self._problem.batches[batch])
         return run_pattern(program.graph, tensors, inputs, program.constants, chosen, stop)
 
     def _extend(
-        self, batch: int, call: TiedCall, prefix: _Prefix, room: int, possible: int, units: int
+        self, batch: int, call: TiedCall, prefix: _Prefix, others: int, most: int, possible: int, units: int
     ) -> list[_Prefix]:
         rows = self._rows(batch, call, prefix)
         found = [prefix]
@@ -165,17 +189,17 @@ class PatternSearch:
                     if longer is not None:
                         grown.append(longer)
             found = grown
-            if len(found) > room:
+            if others + len(found) > most:
                 done = f"after {number + 1} of {len(call.units)} ties at {call.units[0].node}"
                 raise ProblemError(
-                    f"more patterns than max_patterns allows: at least {len(found):,} can be realised {done}, of at most "
-                    f"{possible:,} over all {units} ties. Raise max_patterns, lower tol, move the parameters a little off the "
-                    "kinks, or take fewer samples."
+                    f"more patterns than max_patterns={most:,} allows: at least {others + len(found):,} can be realised {done}, of "
+                    f"at most {possible:,} over all {units} ties. Raise max_patterns, lower tol, move the parameters a little off "
+                    "the kinks, or take fewer samples."
                 )
         return found
 
-    def _rows(self, batch: int, call: TiedCall, prefix: _Prefix) -> dict[tuple[int, ...], tuple[np.ndarray, bool]]:
-        """Gradient of every quantity of a call under a prefix, and whether the quantity is linear in the parameters."""
+    def _rows(self, batch: int, call: TiedCall, prefix: _Prefix) -> dict[tuple[int, ...], _Row]:
+        """Every quantity of a call under a prefix."""
         values = self._values(batch, prefix.choices, self._tensors, call.nodes[0])
         node = self._programs[batch].graph.nodes[call.nodes[0]]
         leaves = list(self._tensors.values())
@@ -184,33 +208,36 @@ class PatternSearch:
             away = {name: tensor + step[name] for name, tensor in self._tensors.items()}
             far = self._values(batch, prefix.choices, away, call.nodes[0])
         flat_step = torch.cat([entry.reshape(-1) for entry in step.values()]).numpy()
+        asked = {entries: quantities(node, values, entries) for entries in _asked(call)}
+        slopes = {entries: _gradient(quantity, leaves) for entries, quantity in asked.items()}
+        gradients = {entries: slope.detach().numpy() for entries, slope in slopes.items()}
+        largest = max((float(np.linalg.norm(row)) for row in gradients.values()), default=0.0)
+        flat = [entries for entries, row in gradients.items() if _is_flat(row, largest)]
+        cheap = len(flat) * len(flat_step) <= BEND_ROWS
         found = {}
-        for key in {entries for unit in call.units for option in unit.options for _, entries in option.signs}:
-            quantity = quantities(node, values, key)
-            if quantity.requires_grad:
-                parts = torch.autograd.grad(quantity, leaves, retain_graph=True, materialize_grads=True)
-                row = torch.cat([part.reshape(-1) for part in parts]).numpy()
-            else:
-                row = np.zeros(len(flat_step))
-            change = float(quantities(node, far, key) - quantity.detach())
+        for entries, row in gradients.items():
+            change = float(quantities(node, far, entries) - asked[entries].detach())
             size = float(np.abs(row) @ np.abs(flat_step))
-            found[key] = (row, abs(change - float(row @ flat_step)) <= 1e-9 * max(size, abs(change), 1e-300))
+            linear = abs(change - float(row @ flat_step)) <= 1e-9 * max(size, abs(change), 1e-300)
+            bend = _bend(slopes[entries], leaves) if cheap and entries in flat else 0
+            found[entries] = _Row(row, linear, bend)
         return found
 
     def _with_option(
-        self, prefix: _Prefix, unit: TiedUnit, option: Option, rows: Mapping[tuple[int, ...], tuple[np.ndarray, bool]]
+        self, prefix: _Prefix, unit: TiedUnit, option: Option, rows: Mapping[tuple[int, ...], _Row]
     ) -> _Prefix | None:
-        largest = max((float(np.linalg.norm(row)) for row, _ in rows.values()), default=0.0)
+        largest = max((float(np.linalg.norm(row.gradient)) for row in rows.values()), default=0.0)
         held, linear = prefix.rows, prefix.all_linear
         for sign, entries in option.signs:
-            row, straight = rows[entries]
-            length = float(np.linalg.norm(row))
-            if length <= FLAT * max(largest, 1e-300) or length == 0.0:
-                # Both pieces are kept: whichever the quantity's sign, to first order it does not say.
+            row = rows[entries]
+            if _is_flat(row.gradient, largest):
+                # To first order the quantity does not say; to second order it may. Else both pieces are kept.
                 self._first_order = True
+                if row.bend * sign < 0:
+                    return None
                 continue
-            unit_row = sign * row / length
-            linear = linear and straight
+            unit_row = sign * row.gradient / float(np.linalg.norm(row.gradient))
+            linear = linear and row.linear
             if not len(held) or float((held @ unit_row).max()) < 1 - 1e-12:
                 held = np.concatenate([held, unit_row[None]])
         if held is prefix.rows:
@@ -225,12 +252,48 @@ class PatternSearch:
         return _Prefix((*prefix.choices, (unit, option)), held, linear, witness)
 
 
-def nearby(tensors: Mapping[str, Tensor], shift: float = SHIFT) -> list[dict[str, Tensor]]:
-    """The parameters moved along one random direction, forwards and backwards."""
+def _asked(call: TiedCall) -> set[tuple[int, ...]]:
+    return {entries for unit in call.units for option in unit.options for _, entries in option.signs}
+
+
+def _is_flat(row: np.ndarray, largest: float) -> bool:
+    length = float(np.linalg.norm(row))
+    return length == 0.0 or length <= FLAT * largest
+
+
+def _gradient(value: Tensor, leaves: Sequence[Tensor]) -> Tensor:
+    """``d value / d theta``, flat ``[P]``, to be differentiated again."""
+    if not value.requires_grad:
+        return torch.cat([torch.zeros_like(leaf).reshape(-1) for leaf in leaves]).detach()
+    parts = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def _bend(slope: Tensor, leaves: Sequence[Tensor]) -> int:
+    """The sign of a Hessian that has one: 1 if it is positive semi-definite and not 0, -1 if negative, else 0."""
+    if not slope.requires_grad:
+        return 0
+    rows = [torch.autograd.grad(entry, leaves, retain_graph=True, materialize_grads=True) for entry in slope]
+    matrix = torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows]).numpy()
+    values = np.linalg.eigvalsh(0.5 * (matrix + matrix.T))
+    edge = 1e-9 * float(np.abs(values).max())
+    if edge == 0.0:
+        return 0
+    return 1 if values[0] >= -edge else -1 if values[-1] <= edge else 0
+
+
+def nearby(tensors: Mapping[str, Tensor], directions: int = 1, shift: float = SHIFT) -> list[dict[str, Tensor]]:
+    """The parameters moved along random directions, forwards and backwards."""
     generator = torch.Generator().manual_seed(0)
-    steps = {}
-    for name, tensor in tensors.items():
-        scale = float(tensor.detach().abs().max()) if tensor.numel() else 0.0
-        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype).to(tensor.device)
-        steps[name] = shift * (scale or 1.0) * noise
-    return [{name: tensor.detach() + sign * steps[name] for name, tensor in tensors.items()} for sign in (1.0, -1.0)]
+    moved = []
+    for _ in range(directions):
+        steps = {}
+        for name, tensor in tensors.items():
+            scale = float(tensor.detach().abs().max()) if tensor.numel() else 0.0
+            noise = (
+                torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype).to(tensor.device)
+            )
+            steps[name] = shift * (scale or 1.0) * noise
+        for sign in (1.0, -1.0):
+            moved.append({name: tensor.detach() + sign * steps[name] for name, tensor in tensors.items()})
+    return moved

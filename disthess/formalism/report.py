@@ -18,7 +18,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-6}
 
 
 def kinks_of_problem(problem: Problem, programs: Sequence[Program], names: Sequence[str]) -> tuple[KinkReport, ...]:
-    """Nodes with tied entries, entries and samples added up over batches; three forward passes of each batch.
+    """Nodes with tied entries, entries and samples added up over batches; five forward passes of each batch.
 
     Args:
         problem: In the dtype of the run.
@@ -27,7 +27,8 @@ def kinks_of_problem(problem: Problem, programs: Sequence[Program], names: Seque
     """
     tensors = {parameter.name: parameter.tensor.detach() for parameter in problem.parameters()}
     moved = [
-        {**tensors, **near} for near in nearby({name: tensor for name, tensor in tensors.items() if name in set(names)})
+        {**tensors, **near}
+        for near in nearby({name: tensor for name, tensor in tensors.items() if name in set(names)}, 2)
     ]
     found: dict[str, KinkReport] = {}
     with torch.no_grad():

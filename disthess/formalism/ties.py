@@ -13,7 +13,17 @@ from torch import Tensor
 
 from disthess.errors import ProblemError
 from disthess.formalism.candidates import candidates, line_of, position
-from disthess.formalism.kinks import is_tieable, kind_of, moving, operands, places, tied_candidates
+from disthess.formalism.kinks import (
+    closeness,
+    competing,
+    is_smallest,
+    is_tieable,
+    kind_of,
+    moving,
+    nearest_places,
+    operands,
+    tied_candidates,
+)
 from disthess.graph.ir import Graph, Node, Ref
 from disthess.graph.run import evaluate, leaves
 
@@ -49,6 +59,7 @@ class TiedUnit:
         op: Its operation.
         entry: Flat entry: of the input for kinks and orders, of the output for the others.
         options: The smooth pieces that meet.
+        place: Of a kink at a fixed input: which.
     """
 
     batch: int
@@ -56,6 +67,7 @@ class TiedUnit:
     op: str
     entry: int
     options: tuple[Option, ...]
+    place: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +89,9 @@ def tied_calls(
     """Calls with tied entries that come apart when the parameters move, in topological order."""
     groups: dict[object, list[int]] = {}
     for node in graph.nodes:
-        if is_tieable(graph, node, values):
-            groups.setdefault((node.op, node.args, node.kwargs), []).append(node.index)
+        # Where no smooth pieces meet there is none to choose from.
+        if is_tieable(graph, node, values) and kind_of(node) != "apex":
+            groups.setdefault(call_of(node), []).append(node.index)
     found = []
     for members in groups.values():
         node = graph.nodes[members[0]]
@@ -89,16 +102,22 @@ def tied_calls(
     return tuple(sorted(found, key=lambda call: call.nodes[0]))
 
 
+def call_of(node: Node) -> tuple[object, ...]:
+    """What tells one call from another: its values and its indices are one call; a least and a greatest value are two."""
+    return node.op, node.args, node.kwargs, is_smallest(node)
+
+
 def quantities(node: Node, values: Sequence[Any], entries: tuple[int, ...]) -> Tensor:
     """The quantity whose sign decides: an input less its kink, or the difference of two values."""
-    kind = kind_of(node.op)
+    kind = kind_of(node)
     if kind in ("compare", "operand"):
         given = operands(node, values)
         first, second, entry = entries
         return given[first].reshape(-1)[entry] - given[second].reshape(-1)[entry]
-    flat = _input(node, values).reshape(-1)
+    x = _input(node, values)
     if kind == "place":
-        return flat[entries[0]]
+        return x.reshape(-1)[entries[0]]
+    flat = competing(node, x).reshape(-1) if kind == "winner" else x.reshape(-1)
     return flat[entries[0]] - flat[entries[1]]
 
 
@@ -121,52 +140,53 @@ def run_pattern(
 
 
 def _units(node: Node, batch: int, values: Sequence[Any], tied: Tensor, tolerance: float) -> list[TiedUnit]:
-    kind = kind_of(node.op)
+    kind = kind_of(node)
     entries = tied.nonzero().reshape(-1).tolist()
     if not entries:
         return []
     if kind == "order":
         return _orders(node, batch, values, set(entries), tolerance)
     x = _input(node, values).detach()
-    close = tolerance * (float(x.abs().max()) or 1.0)
+    close = closeness([x], tolerance)
     near = tied_candidates(node, x, close) if kind == "winner" else x.new_zeros(0)
     made = []
     for entry in entries:
         if kind == "place":
-            options = _sides(node, float(x.reshape(-1)[entry]), entry)
+            options = _sides(float(nearest_places(node, x.reshape(-1)[entry])), entry)
         elif kind == "compare":
-            options = (
-                Option("greater", ((1.0, (0, 1, entry)),), (1,)),
-                Option("less", ((-1.0, (0, 1, entry)),), (-1,)),
-            )
+            options = _comparisons(node, entry)
         elif kind == "operand":
-            options = _operand_options(node, values, entry, tolerance)
+            options = _operand_options(node, values, entry)
         else:
             options = _winners(node, x, near[entry], entry)
-        made.append(TiedUnit(batch, node.name, node.op, entry, options))
+        place = float(nearest_places(node, x.reshape(-1)[entry])) if kind == "place" else math.nan
+        made.append(TiedUnit(batch, node.name, node.op, entry, options, place))
     return made
 
 
-def _sides(node: Node, value: float, entry: int) -> tuple[Option, ...]:
-    place = min(places(node), key=lambda kink: abs(kink - value))
+def _sides(place: float, entry: int) -> tuple[Option, ...]:
     return (
         Option(f"below {place:g}", ((-1.0, (entry,)),), (-1,)),
         Option(f"above {place:g}", ((1.0, (entry,)),), (1,)),
     )
 
 
-def _operand_options(node: Node, values: Sequence[Any], entry: int, tolerance: float) -> tuple[Option, ...]:
+def _comparisons(node: Node, entry: int) -> tuple[Option, ...]:
+    if node.op.split(".")[1] in ("eq", "ne"):
+        # Values that are equal at a point only: they differ on either side.
+        return (Option("different", (), (0,)),)
+    return (Option("greater", ((1.0, (0, 1, entry)),), (1,)), Option("less", ((-1.0, (0, 1, entry)),), (-1,)))
+
+
+def _operand_options(node: Node, values: Sequence[Any], entry: int) -> tuple[Option, ...]:
     given = [float(operand.detach().reshape(-1)[entry]) for operand in operands(node, values)]
-    smallest = "min" in node.op
-    if node.op == "aten.clamp.Tensor":
+    name = node.op.split(".")[1]
+    first, second, smallest = 0, 1, name in ("minimum", "fmin", "min", "clamp_max")
+    if name == "clamp":
         # Of two bounds one is tied: above the lower bound the value itself is taken, or below the upper one.
-        bound = min(range(1, len(given)), key=lambda place: abs(given[place] - given[0]))
-        upper = bound == 2 or node.args[1] is None
-        rivals, smallest = (0, bound), upper
-    else:
-        rivals = (0, 1)
+        second = min(range(1, len(given)), key=lambda place: abs(given[place] - given[0]))
+        smallest = second == 2 or (len(given) == 2 and dict(enumerate(node.args)).get(1) is None)
     sign = -1.0 if smallest else 1.0
-    first, second = rivals
     return (
         Option(f"operand {first}", ((sign, (first, second, entry)),), (first,)),
         Option(f"operand {second}", ((-sign, (first, second, entry)),), (second,)),
@@ -175,7 +195,7 @@ def _operand_options(node: Node, values: Sequence[Any], entry: int, tolerance: f
 
 def _winners(node: Node, x: Tensor, near: Tensor, entry: int) -> tuple[Option, ...]:
     rivals = candidates(node, x.shape)[entry][near.cpu()].tolist()
-    sign = -1.0 if ".min" in node.op or ".amin" in node.op or ".argmin" in node.op else 1.0
+    sign = -1.0 if is_smallest(node) else 1.0
     return tuple(
         Option(f"entry {winner}", tuple((sign, (winner, other)) for other in rivals if other != winner), (winner,))
         for winner in rivals
@@ -185,7 +205,7 @@ def _winners(node: Node, x: Tensor, near: Tensor, entry: int) -> tuple[Option, .
 def _orders(node: Node, batch: int, values: Sequence[Any], tied: set[int], tolerance: float) -> list[TiedUnit]:
     x = _input(node, values).detach()
     flat, made = x.reshape(-1), []
-    close = tolerance * (float(x.abs().max()) or 1.0)
+    close = closeness([x], tolerance)
     for line in line_of(node, x.shape).tolist():
         ordered = sorted((entry for entry in line if entry in tied), key=lambda entry: float(flat[entry]))
         cluster: list[int] = []
@@ -215,7 +235,7 @@ def _permutations(node: Node, cluster: list[int]) -> tuple[Option, ...]:
 
 
 def _piece(node: Node, values: Sequence[Any], chosen: Sequence[tuple[TiedUnit, Option]]) -> Any:
-    kind = kind_of(node.op)
+    kind = kind_of(node)
     if kind in ("place", "order"):
         return _nudged(node, values, chosen, kind == "order")
     plain = evaluate(node, values)
@@ -223,45 +243,71 @@ def _piece(node: Node, values: Sequence[Any], chosen: Sequence[tuple[TiedUnit, O
     index = torch.tensor([unit.entry for unit, _ in chosen], device=flat.device)
     picked = [option.choice[0] for _, option in chosen]
     if kind == "compare":
-        greater = node.op.split(".")[1] in ("gt", "ge")
-        taken = torch.tensor([(side > 0) == greater for side in picked], device=flat.device)
+        taken = torch.tensor([_compared(node.op.split(".")[1], side) for side in picked], device=flat.device)
     elif kind == "operand":
         given = operands(node, values)
         taken = torch.stack(
             [given[side].reshape(-1)[unit.entry] for (unit, _), side in zip(chosen, picked, strict=True)]
         )
     elif flat.is_floating_point():
-        taken = _input(node, values).reshape(-1)[torch.tensor(picked, device=flat.device)]
+        taken = competing(node, _input(node, values)).reshape(-1)[torch.tensor(picked, device=flat.device)]
     else:
         shape = _input(node, values).shape
         taken = torch.tensor([position(node, shape, winner) for winner in picked], device=flat.device)
     return flat.index_put((index,), taken.to(flat.dtype)).reshape(plain.shape)
 
 
+def _compared(name: str, side: int) -> bool:
+    """What a comparison says where the first value is greater (side 1), less (-1) or merely different (0)."""
+    if side == 0:
+        return name == "ne"
+    return (side > 0) == (name in ("gt", "ge"))
+
+
 def _nudged(node: Node, values: Sequence[Any], chosen: Sequence[tuple[TiedUnit, Option]], ordered: bool) -> Any:
-    """The operation beside its kinks, on the chosen sides: its derivatives there, with the value that it has at the kinks."""
+    """The operation beside its kinks, on the chosen sides, continued from there to where the input is.
+
+    ``f(x + shift) - f'(x + shift) shift``: its derivatives are those of the piece, and so is its value, which differs from the
+    operation's own where that jumps.
+    """
     x = _input(node, values)
     flat = x.detach().reshape(-1)
-    scale = max(1.0, float(flat.abs().max()))
+    scale = max(1.0, float(flat[torch.isfinite(flat)].abs().max()))
     beside = flat.clone()
-    for unit, option in chosen:
-        if ordered:
-            middle = float(flat[list(option.choice)].mean())
-            for rank, entry in enumerate(option.choice):
-                beside[entry] = middle + scale * STEP * (rank - 0.5 * (len(option.choice) - 1))
-        else:
-            place = min(places(node), key=lambda kink: abs(kink - float(flat[unit.entry])))
-            beside[unit.entry] = place + option.choice[0] * scale * STEP
-    shift = (beside - flat).reshape(x.shape)
-    held = list(values)
-    where = _input_place(node, values)
-    held[where] = x + shift
-    piece = evaluate(node, held)
+    units = torch.tensor([unit.entry for unit, _ in chosen], device=flat.device)
+    if ordered:
+        for _, option in chosen:
+            entries = torch.tensor(option.choice, device=flat.device)
+            ranks = torch.arange(len(entries), dtype=flat.dtype, device=flat.device) - 0.5 * (len(entries) - 1)
+            beside[entries] = flat[entries].mean() + scale * STEP * ranks
+    else:
+        sides = torch.tensor([option.choice[0] for _, option in chosen], dtype=flat.dtype, device=flat.device)
+        beside[units] = flat.new_tensor([unit.place for unit, _ in chosen]) + sides * scale * STEP
+    shift = (beside - flat).nan_to_num(0.0).reshape(x.shape)
+    piece = _beside(node, values, x + shift)
     if not piece.is_floating_point():
         return piece
-    with torch.no_grad():
-        correction = evaluate(node, values) - piece
-    return piece + correction
+    return piece - _slope_along(node, values, x.detach() + shift, shift)
+
+
+def _beside(node: Node, values: Sequence[Any], x: Tensor) -> Any:
+    held = list(values)
+    held[_input_place(node, values)] = x
+    return evaluate(node, held)
+
+
+def _slope_along(node: Node, values: Sequence[Any], x: Tensor, direction: Tensor) -> Tensor:
+    """``f'(x) direction``, by differentiating the reverse mode's linear map: not every operation has a forward mode."""
+    with torch.enable_grad():
+        start = x.clone().requires_grad_()
+        fixed = [value.detach() if isinstance(value, Tensor) else value for value in values]
+        value = _beside(node, fixed, start)
+        weights = torch.zeros_like(value, requires_grad=True)
+        (pulled,) = torch.autograd.grad(value, start, weights, create_graph=True, materialize_grads=True)
+        if not pulled.requires_grad:
+            return torch.zeros_like(value).detach()
+        (along,) = torch.autograd.grad(pulled, weights, direction, materialize_grads=True)
+    return along.detach()
 
 
 def _input_place(node: Node, values: Sequence[Any]) -> int:

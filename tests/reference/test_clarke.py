@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 import disthess
 from disthess.errors import ConfigError, ProblemError
+from disthess.linalg.minnorm import min_norm_weights
 
 relu = torch.relu
 
@@ -67,6 +69,23 @@ WORKED = {
     "celu": (lambda m: F.celu(m.a, 2.0), {"a": 0.0}, [[[0.5]], [[0]]], [[0]], 0.0),
     "median": (lambda m: torch.stack([m.a, m.b, 5 * m.b]).median() ** 2, {"a": 5.0, "b": 1.0},
                [[[2, 0], [0, 0]], [[0, 0], [0, 50]]], None, None),
+    "sign": (lambda m: 0.5 * (m.a * torch.sign(m.a) * m.b - 1) ** 2, {"a": 0.0, "b": 2.0},
+             [[[4, -1], [-1, 0]], [[4, 1], [1, 0]]], [[4, 0], [0, 0]], None),
+    "equal": (lambda m: torch.where(m.a == m.b, m.a, m.a * m.b), {"a": 1.0, "b": 1.0},
+              [[[0, 1], [1, 0]]], [[0, 1], [1, 0]], 2**0.5),
+    "max of two": (lambda m: 0.5 * torch.max(m.a, m.b) ** 2, {"a": 1.0, "b": 1.0},
+                   [[[1, 0], [0, 0]], [[0, 0], [0, 1]]], [[0.5, 0], [0, 0.5]], 0.5),
+    "clamp_min of two": (lambda m: 0.5 * torch.clamp_min(m.a, m.b) ** 2, {"a": 1.0, "b": 1.0},
+                         [[[1, 0], [0, 0]], [[0, 0], [0, 1]]], [[0.5, 0], [0, 0.5]], None),
+    "clamp_max of two": (lambda m: 0.5 * torch.clamp_max(m.a, m.b) ** 2, {"a": 1.0, "b": 1.0},
+                         [[[1, 0], [0, 0]], [[0, 0], [0, 1]]], [[0.5, 0], [0, 0.5]], None),
+    "infinite norm": (lambda m: 0.5 * torch.linalg.vector_norm(pair(m), float("inf")) ** 2, {"a": 1.0, "b": -1.0},
+                      [[[1, 0], [0, 0]], [[0, 0], [0, 1]]], [[0.5, 0], [0, 0.5]], None),
+    "aminmax": (lambda m: 0.5 * torch.aminmax(pair(m)).min ** 2, {"a": 1.0, "b": 1.0},
+                [[[1, 0], [0, 0]], [[0, 0], [0, 1]]], [[0.5, 0], [0, 0.5]], None),
+    "minus infinity": (lambda m: torch.stack([m.a, 3 * m.b, m.a - math.inf]).amax() ** 2, {"a": 2.0, "b": 1.0},
+                       [[[0, 0], [0, 18]]], [[0, 0], [0, 18]], None),
+    "convex and flat": (lambda m: relu(m.a**2) * m.b, {"a": 0.0, "b": 1.0}, [[[2, 0], [0, 0]]], [[2, 0], [0, 0]], 2.0),
     "no tie": (lambda m: relu(m.a) ** 2 * m.b, {"a": 1.0, "b": 2.0}, [[[4, 2], [2, 0]]], [[4, 2], [2, 0]], 0.0),
 }  # fmt: skip
 
@@ -93,6 +112,61 @@ def test_worked_examples(name: str) -> None:
     assert (products >= (found.matrix**2).sum() - 1e-9).all()
 
 
+BLOCKWISE = {
+    # Definition 6 as printed, which minimises every block by itself: what it gives, and how far that lies from the set
+    "E1": ([[0, 0], [0, 0]], 0.866),
+    "E2": ([[1]], 0.0),
+    "E3": ([[0, 0], [0, 4]], 0.0),
+    "E4 maximum": ([[0, 0], [0, 0]], 0.707),
+    "E5 relu": ([[0, 0], [0, 0]], 0.0),
+    "E6": ([[0, 0], [0, 1]], 0.577),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKWISE)
+def test_minimising_block_by_block_can_leave_the_set(name: str) -> None:
+    function, point, *_ = WORKED[name]
+    found = disthess.clarke_hessian(scalar_problem(function, **point))
+    size = found.matrix.shape[0]
+    blockwise = np.zeros((size, size))
+    for i in range(size):
+        for j in range(size):
+            entries = found.hessians[:, i, j]
+            blockwise[i, j] = min_norm_weights(np.outer(entries, entries)) @ entries
+    wanted, distance = BLOCKWISE[name]
+    np.testing.assert_allclose(blockwise, wanted, atol=1e-9)
+    apart = (found.hessians - blockwise).reshape(len(found.hessians), -1)
+    nearest = np.linalg.norm(min_norm_weights(apart @ apart.T) @ apart)
+    assert nearest == pytest.approx(distance, abs=5e-4)
+    # One joint combination is no smaller, and is in the set.
+    assert np.linalg.norm(found.matrix) >= np.linalg.norm(blockwise) - 1e-12
+
+
+def test_the_hinge_of_a_triplet_loss_is_seen() -> None:
+    """Margin 1, and the negative further away by exactly 1 (torch adds 1e-6 to every difference)."""
+    tiny, base = 1e-6, torch.zeros(1, 3).double()
+    far = torch.tensor([[1 + tiny * math.sqrt(3) + tiny, tiny, tiny]], dtype=torch.float64)
+
+    def loss(m: Scalars, negative: Tensor) -> Tensor:
+        return F.triplet_margin_loss(base + m.a, base, negative, margin=1.0)
+
+    problem = disthess.Problem(Scalars(a=0.0), objective=loss, batches=[far])
+    found = disthess.clarke_hessian(problem, tol=1e-8)
+    assert len(found.units) == 1
+    assert found.grad_jump > 0
+
+
+def test_a_model_in_float32_has_the_tolerance_of_float32() -> None:
+    """3 * 0.1 - 0.3 is no 0 there (beside another sample's -0.2): the tie is seen all the same."""
+    model = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.1, -0.3]]))
+    batch = torch.tensor([[3.0, 1.0], [1.0, 1.0]])
+    problem = disthess.Problem(model, objective=lambda m, x: relu(m(x)).square().sum(), batches=[batch])
+    assert len(disthess.clarke_hessian(problem).units) == 1
+    assert len(disthess.clarke_hessian(problem, tol=1e-12).units) == 0
+
+
 def test_what_is_said_of_the_set() -> None:
     once = disthess.clarke_hessian(scalar_problem(WORKED["E1"][0], a=0.0, b=0.0))
     assert (once.label, once.grad_jump, once.first_order) == ("clarke", 0.0, False)
@@ -109,6 +183,37 @@ def test_what_is_said_of_the_set() -> None:
     assert (smooth.label, smooth.possible, smooth.spread()) == ("smooth", 1, 0.0)
     product = disthess.clarke_hessian(scalar_problem(lambda m: m.a.abs() * m.b.abs(), a=0.0, b=0.0))
     assert (product.grad_jump, product.label) == (0.0, "piecewise")
+
+
+def test_an_objective_that_jumps_is_said_to() -> None:
+    found = disthess.clarke_hessian(scalar_problem(lambda m: F.hardshrink(m.a) ** 2, a=0.5))
+    assert found.label == "discontinuous"
+    assert found.value_jump == pytest.approx(0.25)
+    assert same_sets(found.hessians, np.array([[[0.0]], [[2.0]]]))
+    assert found.grad_jump == pytest.approx(1.0)
+    assert disthess.clarke_hessian(scalar_problem(lambda m: torch.floor(m.a) * m.a, a=2.0)).value_jump == pytest.approx(
+        2.0
+    )
+    assert disthess.clarke_hessian(scalar_problem(lambda m: relu(m.a), a=0.0)).value_jump == 0.0
+
+
+def test_only_places_that_are_read_are_tied() -> None:
+    """A median of 1, 1, 2, 3, 4 does not see that two entries are equal; one of 0, 3, 3, 3, 4 does."""
+
+    def median(m: Scalars) -> Tensor:
+        return torch.stack([m.a, m.b, 2 + m.a, 3 + m.a, 4 + m.a]).median() ** 2
+
+    assert disthess.clarke_hessian(scalar_problem(median, a=1.0, b=1.0)).label == "smooth"
+    assert disthess.clarke_hessian(scalar_problem(median, a=1.0, b=3.0)).units
+
+
+def test_ties_behind_products_of_relus() -> None:
+    """max(relu(a) relu(b), 0) at 0 comes apart in one quadrant of directions only."""
+    found = disthess.clarke_hessian(
+        scalar_problem(lambda m: torch.maximum(relu(m.a) * relu(m.b), 0 * m.a), a=0.0, b=0.0)
+    )
+    assert same_sets(found.hessians, np.array([[[0.0, 1.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]))
+    assert found.first_order
 
 
 def test_elements() -> None:
