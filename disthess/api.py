@@ -22,7 +22,7 @@ from disthess.execute.task import AbstractJob
 from disthess.execute.tile_job import AutogradJob, GraphJob
 from disthess.fingerprint import fingerprint
 from disthess.formalism.clarke import ELEMENTS, ClarkeHessian, Element, combine
-from disthess.formalism.report import kinks_of_problem
+from disthess.formalism.report import TOLERANCE, kinks_of_problem
 from disthess.graph.program import build_programs
 from disthess.planning.plan import Plan
 from disthess.preflight import check_parameters
@@ -168,7 +168,7 @@ def clarke_hessian(
     problem: Problem,
     *,
     element: Element = "min_norm",
-    tol: float = 1e-9,
+    tol: float | None = None,
     max_patterns: int = 256,
     parameters: str | Sequence[str] | None = None,
 ) -> ClarkeHessian:
@@ -182,7 +182,8 @@ def clarke_hessian(
         problem: One that can be captured.
         element: ``min_norm`` (``argmin |M|_F`` over the hull), ``b`` (the Hessian of one piece, the nearest to torch's), or
             ``torch`` (autograd's own, for comparison).
-        tol: How close to a kink counts as tied, relative to the largest magnitude of the operation's input.
+        tol: How close to a kink counts as tied, relative to the largest magnitude of the operation's input; default 1e-9, and
+            1e-6 for a model in float32.
         max_patterns: More realisable patterns are refused.
         parameters: Globs; default all trainable ones.
 
@@ -205,6 +206,7 @@ def clarke_hessian(
     """
     if element not in ELEMENTS:
         raise ConfigError(f"element must be one of {', '.join(ELEMENTS)}, got {element!r}.")
+    tol = TOLERANCE[torch.float64 if problem.dtype == torch.float64 else torch.float32] if tol is None else tol
     if not 0 <= tol < 1 or max_patterns < 1:
         raise ConfigError(f"tol must be in [0, 1) and max_patterns positive, got {tol!r} and {max_patterns!r}.")
     check_parameters(problem)

@@ -123,14 +123,19 @@ def l1_loss(self: Tensor, target: Tensor, reduction: int = MEAN) -> Tensor:
 
 def smooth_l1_loss(self: Tensor, target: Tensor, reduction: int = MEAN, beta: float = 1.0) -> Tensor:
     """Quadratic below ``beta``, linear above, reduced."""
-    gap = (self - target).abs()
-    return _reduce(torch.where(gap < beta, 0.5 / beta * gap.square(), gap - 0.5 * beta) if beta else gap, reduction)
+    difference = self - target
+    gap = difference.abs()
+    # The square of the difference itself: that of its magnitude would look like a kink at 0.
+    inside = 0.5 / beta * difference.square() if beta else gap
+    return _reduce(torch.where(gap < beta, inside, gap - 0.5 * beta) if beta else gap, reduction)
 
 
 def huber_loss(self: Tensor, target: Tensor, reduction: int = MEAN, delta: float = 1.0) -> Tensor:
     """Quadratic up to ``delta``, linear above, reduced."""
-    gap = (self - target).abs()
-    return _reduce(torch.where(gap <= delta, 0.5 * gap.square(), delta * (gap - 0.5 * delta)), reduction)
+    difference = self - target
+    gap = difference.abs()
+    outside = delta * (gap - 0.5 * delta)
+    return _reduce(torch.where(gap <= delta, 0.5 * difference.square(), outside), reduction)
 
 
 def binary_cross_entropy(self: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = MEAN) -> Tensor:
@@ -288,6 +293,28 @@ def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | None = Non
     return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
 
 
+def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+    """``|x1 - x2 + eps|_p`` over the last axis."""
+    return torch.linalg.vector_norm(x1 - x2 + eps, p, -1, keepdim)
+
+
+def triplet_margin_loss(
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    margin: float = 1.0,
+    p: float = 2.0,
+    eps: float = 1e-6,
+    swap: bool = False,
+    reduction: int = MEAN,
+) -> Tensor:
+    """``max(0, margin + |a - p| - |a - n|)``, reduced, so that its hinge is seen."""
+    near, far = pairwise_distance(anchor, positive, p, eps), pairwise_distance(anchor, negative, p, eps)
+    if swap:
+        far = torch.minimum(far, pairwise_distance(positive, negative, p, eps))
+    return _reduce(torch.clamp_min(margin + near - far, 0.0), reduction)
+
+
 def addcmul(self: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
     """``self + value * t1 * t2``."""
     return self + tensor1 * tensor2 * value
@@ -351,6 +378,8 @@ def lowerings() -> dict[Any, Callable[..., Any]]:
         aten.alpha_dropout.default: dropout,
         aten.hardsigmoid.default: hardsigmoid,
         aten.cdist.default: cdist,
+        aten.pairwise_distance.default: pairwise_distance,
+        aten.triplet_margin_loss.default: triplet_margin_loss,
         aten.broadcast_tensors.default: broadcast_tensors,
         aten.copy.default: written_over,
         aten.addcmul.default: addcmul,
