@@ -133,7 +133,9 @@ class Curvature:
         with tempfile.TemporaryDirectory(prefix="disthess-newton-") as place:
             return complete_model(self._computed(Path(place) / "step.zarr").dense(), gradient)
 
-    def model_of_store(self, store: HessianStore, gradient: np.ndarray) -> tuple[QuadraticModel, AbstractSymmetricOperator]:
+    def model_of_store(
+        self, store: HessianStore, gradient: np.ndarray
+    ) -> tuple[QuadraticModel, AbstractSymmetricOperator]:
         """The same from a store that somebody has computed there.
 
         Raises:

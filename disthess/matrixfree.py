@@ -13,7 +13,6 @@ from disthess import hvp
 from disthess.linalg.operator import AbstractSymmetricOperator
 from disthess.problem import Problem
 
-
 VECTORS = 64
 """Multiplied at once: more of them fall out of cache and take longer each."""
 

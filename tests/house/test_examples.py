@@ -18,6 +18,7 @@ pytest.importorskip("transformers")
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "digits_mlp": {"hidden": 3, "steps": 5, "samples": 30},
+    "digits_newton": {"hidden": 2, "samples": 20},
     "digits_cnn": {"channels": 2, "samples": 10},
     "tied_autoencoder": {"width": 6, "code": 3, "samples": 8},
     "custom_objective": {"samples": 10},

@@ -41,7 +41,11 @@ def test_a_store_and_any_operator_give_the_dense_numbers(made: Made) -> None:
 def test_results_are_found_again_without_a_product(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     store = HessianStore(made.store)
     first = [eigenvalues(store, 3, vectors=True), spectral_density(store, steps=4), low_rank(store, 5)]
-    assert made.store.result_names() == ("lowrank/hessian/randomised-5", "spectrum/hessian/both-3", "spectrum/hessian/density")
+    assert made.store.result_names() == (
+        "lowrank/hessian/randomised-5",
+        "spectrum/hessian/both-3",
+        "spectrum/hessian/density",
+    )
 
     def refuse(self: StoreOperator, block: np.ndarray) -> np.ndarray:
         raise AssertionError("a product was asked for")
