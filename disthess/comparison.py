@@ -19,7 +19,7 @@ from typing_extensions import override
 from disthess.api import compute
 from disthess.errors import ConfigError, GraphError, PlanError
 from disthess.factors import kronecker_layers, layer_block
-from disthess.linalg.kronecker import KroneckerResult
+from disthess.linalg.kronecker import Kind, KroneckerResult
 from disthess.linalg.lanczos import extreme_eigenpairs
 from disthess.linalg.lowrank import low_rank
 from disthess.linalg.operator import AbstractSymmetricOperator
@@ -147,6 +147,52 @@ class _Difference(AbstractSymmetricOperator):
 
 
 @final
+class _Yardstick:
+    """The exact Hessian, and how far others are from it."""
+
+    def __init__(self, store: HessianStore) -> None:
+        self.store = store
+        self.operator = store.symmetric_operator()
+        self.frobenius = store.blocks().frobenius
+        self.spectral = self._norm(None)
+
+    def row(self, name: str, squared: float, apply: Apply, stored: int, seconds: float, how: str) -> ComparisonRow:
+        """Of an approximation whose error in Frobenius norm is the root of ``squared``."""
+        error = math.sqrt(max(squared, 0.0)) / self.frobenius if self.frobenius else 0.0
+        spectral = self._norm(apply) / self.spectral if self.spectral else 0.0
+        return ComparisonRow(name, error, spectral, stored, seconds, how)
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Parameters by the module they belong to, in user order."""
+        found: dict[str, tuple[str, ...]] = {}
+        for parameter in self.store.parameters:
+            module = _module(parameter.name)
+            found[module] = (*found.get(module, ()), parameter.name)
+        return found
+
+    def by_group(self, applied: dict[str, Apply]) -> Apply:
+        """What acts on each group's entries by itself."""
+        places: dict[str, list[np.ndarray]] = {}
+        start = 0
+        for parameter in self.store.parameters:
+            places.setdefault(_module(parameter.name), []).append(np.arange(start, start + parameter.numel))
+            start += parameter.numel
+        where = {group: np.concatenate(places[group]) for group in applied}
+
+        def apply(block: np.ndarray) -> np.ndarray:
+            total = np.zeros(block.shape)
+            for group, function in applied.items():
+                total[where[group]] = function(block[where[group]])
+            return total
+
+        return apply
+
+    def _norm(self, apply: Apply | None) -> float:
+        difference = _Difference(self.operator, apply)
+        return float(np.abs(extreme_eigenpairs(difference, 1, tolerance=SPECTRAL_TOLERANCE).values).max())
+
+
+@final
 class _Comparing:
     def __init__(self, problem: Problem, place: Path, options: dict[str, Any], watch: Callable[[str], object]) -> None:
         self._problem = problem
@@ -158,22 +204,18 @@ class _Comparing:
     def run(self, ranks: Sequence[int]) -> Comparison:
         """Everything, one after another."""
         store, seconds = self._store("exact", "hessian", self._options["parameters"], certify=True)
-        self._exact = store
-        self._operator = store.symmetric_operator()
-        self._frobenius = store.blocks().frobenius
-        self._spectral = self._norm(None)
+        exact = _Yardstick(store)
         item = np.dtype(store.layout.dtype).itemsize
         whole = item * store.numel * (store.numel + 1) // 2
         rows = [ComparisonRow("exact", 0.0, 0.0, whole, seconds, "disthess.compute, certified")]
-        rows += self._gauss_newton(whole)
-        groups = _groups(store)
-        blocks, block_seconds = self._diagonal_blocks(groups)
-        rows += self._of_blocks(blocks, block_seconds, item)
-        rows += self._products(groups, blocks)
-        rows += [self._low_rank(rank) for rank in ranks]
-        rows.append(self._truncated(min(ranks), seconds))
+        rows += self._gauss_newton(exact, whole)
+        blocks, spent = self._diagonal_blocks(exact)
+        rows += self._of_blocks(exact, blocks, spent, item)
+        rows += self._products(exact, blocks)
+        rows += [self._low_rank(exact, rank) for rank in ranks]
+        rows.append(self._truncated(exact, min(ranks), seconds))
         return Comparison(
-            tuple(rows), tuple(self._left_out), store.numel, self._frobenius, self._spectral, store.layout.dtype
+            tuple(rows), tuple(self._left_out), store.numel, exact.frobenius, exact.spectral, store.layout.dtype
         )
 
     def _store(self, name: str, part: Part, parameters: Any, certify: bool = False) -> tuple[HessianStore, float]:
@@ -183,7 +225,7 @@ class _Comparing:
         store = compute(self._problem, self._place / f"{name}.zarr", progress=False, certify=certify, **options)
         return store, time.perf_counter() - started
 
-    def _gauss_newton(self, whole: int) -> list[ComparisonRow]:
+    def _gauss_newton(self, exact: _Yardstick, whole: int) -> list[ComparisonRow]:
         try:
             store, seconds = self._store("ggn", "ggn", self._options["parameters"])
         except ConfigError:
@@ -193,40 +235,38 @@ class _Comparing:
         squared = 0.0
         for i, a in enumerate(names):
             for b in names[i:]:
-                left = self._exact.block(a, b).astype(np.float64) - store.block(a, b, part="ggn")
+                left = exact.store.block(a, b).astype(np.float64) - store.block(a, b, part="ggn")
                 squared += float(np.vdot(left, left)) * (1 if a == b else 2)
         operator = store.symmetric_operator("ggn")
-        return [self._row("ggn", squared, operator.matmat, whole, seconds, "generalised Gauss-Newton, exact")]
+        return [exact.row("ggn", squared, operator.matmat, whole, seconds, "generalised Gauss-Newton, exact")]
 
-    def _diagonal_blocks(self, groups: dict[str, tuple[str, ...]]) -> tuple[dict[str, np.ndarray], float]:
+    def _diagonal_blocks(self, exact: _Yardstick) -> tuple[dict[str, np.ndarray], float]:
         blocks, seconds = {}, 0.0
-        for number, (group, names) in enumerate(groups.items()):
+        for number, (group, names) in enumerate(exact.groups().items()):
             store, spent = self._store(f"layer-{number}", "hessian", list(names))
             blocks[group] = store.dense().astype(np.float64)
             seconds += spent
         return blocks, seconds
 
-    def _of_blocks(self, blocks: dict[str, np.ndarray], seconds: float, item: int) -> list[ComparisonRow]:
+    def _of_blocks(
+        self, exact: _Yardstick, blocks: dict[str, np.ndarray], seconds: float, item: int
+    ) -> list[ComparisonRow]:
         inside = sum(float(np.vdot(block, block)) for block in blocks.values())
+        on_diagonal = sum(float(np.square(np.diag(block)).sum()) for block in blocks.values())
         triangles = sum(len(block) * (len(block) + 1) // 2 for block in blocks.values())
-        places = self._places(blocks)
-        diagonal = np.zeros(self._exact.numel)
-        for group, block in blocks.items():
-            diagonal[places[group]] = np.diag(block)
-        whole = self._frobenius**2
+        whole = exact.frobenius**2
+        by_block = exact.by_group({group: block.__matmul__ for group, block in blocks.items()})
+        by_entry = exact.by_group({group: _scaling(np.diag(block)) for group, block in blocks.items()})
+        how = f"{len(blocks)} layers, each weight with its bias"
         return [
-            self._row(
-                "block-diagonal", whole - inside, _by_group(places, {g: b.__matmul__ for g, b in blocks.items()}),
-                item * triangles, seconds, f"{len(blocks)} layers, each weight with its bias",
+            exact.row("block-diagonal", whole - inside, by_block, item * triangles, seconds, how),
+            exact.row(
+                "diagonal", whole - on_diagonal, by_entry, item * exact.store.numel, seconds, "of the same blocks"
             ),
-            self._row(
-                "diagonal", whole - float(diagonal @ diagonal), lambda x: diagonal[:, None] * x, item * len(diagonal), seconds,
-                "of the same blocks",
-            ),
-        ]  # fmt: skip
+        ]
 
-    def _products(self, groups: dict[str, tuple[str, ...]], blocks: dict[str, np.ndarray]) -> list[ComparisonRow]:
-        wanted: list[tuple[str, str, Part, str]] = [
+    def _products(self, exact: _Yardstick, blocks: dict[str, np.ndarray]) -> list[ComparisonRow]:
+        wanted: list[tuple[str, Kind, Part, str]] = [
             ("kronecker, nearest", "nearest", "hessian", "of each layer's block, which is not formed"),
             ("kronecker, expectation", "expectation", "hessian", "mean H (x) mean x x^T of each layer"),
             ("kronecker, K-FAC", "expectation", "ggn", "the same of the Gauss-Newton blocks"),
@@ -235,121 +275,81 @@ class _Comparing:
         for name, kind, part, how in wanted:
             self._watch(name)
             try:
-                rows.append(self._product(name, kind, part, how, groups, blocks))
+                rows.append(self._product(exact, blocks, name, kind, part, how))
             except (GraphError, ConfigError, PlanError) as reason:
                 self._left_out.append(f"{name}: {reason}")
         return rows
 
     def _product(
-        self,
-        name: str,
-        kind: Any,
-        part: Part,
-        how: str,
-        groups: dict[str, tuple[str, ...]],
-        blocks: dict[str, np.ndarray],
+        self, exact: _Yardstick, blocks: dict[str, np.ndarray], name: str, kind: Kind, part: Part, how: str
     ) -> ComparisonRow:
-        shapes = {p.name: p.shape for p in self._exact.parameters}
-        squared, stored, kept = self._frobenius**2, 0, 0
-        applied: dict[str, Apply] = {}
+        axes = {p.name: len(p.shape) for p in exact.store.parameters}
         layers = {
             group: group if len(names) == 2 else names[0]
-            for group, names in groups.items()
-            if len(shapes[names[0]]) == 2 and len(names) <= 2
+            for group, names in exact.groups().items()
+            if axes[names[0]] == 2 and len(names) <= 2
         }
         if not layers:
             raise GraphError("no layer is linear")
         started = time.perf_counter()
-        found = dict(
-            zip(layers, kronecker_layers(self._problem, list(layers.values()), kind=kind, part=part), strict=True)
-        )
-        spent = time.perf_counter() - started
-        for group, names in groups.items():
-            inside = float(np.vdot(blocks[group], blocks[group]))
+        products = kronecker_layers(self._problem, list(layers.values()), kind=kind, part=part)
+        seconds = time.perf_counter() - started
+        found = dict(zip(layers, products, strict=True))
+        squared, stored = exact.frobenius**2, 0
+        applied: dict[str, Apply] = {}
+        for group, block in blocks.items():
+            squared -= float(np.vdot(block, block))
             if group not in found:
-                squared -= inside
-                stored += blocks[group].nbytes
-                applied[group] = blocks[group].__matmul__
-                kept += 1
+                stored += block.nbytes
+                applied[group] = block.__matmul__
                 continue
             product = found[group]
-            error, _ = layer_block(self._exact, layers[group]).residual(product.outer, product.inner)
-            squared += error**2 - inside
+            error, _ = layer_block(exact.store, layers[group]).residual(product.outer, product.inner)
+            squared += error**2
             stored += product.nbytes
-            applied[group] = _in_parameter_order(product, [math.prod(shapes[n]) for n in names])
-        exact = f"; {kept} others exact" if kept else ""
-        places = self._places(blocks)
-        return self._row(name, squared, _by_group(places, applied), stored, spent, how + exact)
+            applied[group] = _in_parameter_order(product)
+        others = len(blocks) - len(found)
+        how += f"; {others} others exact" if others else ""
+        return exact.row(name, squared, exact.by_group(applied), stored, seconds, how)
 
-    def _low_rank(self, rank: int) -> ComparisonRow:
+    def _low_rank(self, exact: _Yardstick, rank: int) -> ComparisonRow:
         name = f"low rank {rank}"
         self._watch(name)
         started = time.perf_counter()
         prepared = prepare(self._problem, Options(**self._options), checked=False)
-        operator = HessianOperator(prepared.problem, prepared.names, self._exact.numel)
+        operator = HessianOperator(prepared.problem, prepared.names, exact.store.numel)
         found = low_rank(operator, rank)
         seconds = time.perf_counter() - started
         # Its own error is measured against the stored matrix, as all others are: |H - V L V^T|^2 by V^T H V.
-        image = np.asarray(self._operator.matmat(found.vectors), dtype=np.float64)
+        image = np.asarray(exact.operator.matmat(found.vectors), dtype=np.float64)
         along = float((np.einsum("pk,pk->k", found.vectors, image) * found.values).sum())
-        squared = self._frobenius**2 - 2 * along + float((found.values**2).sum())
-        return self._row(name, squared, found.apply, found.nbytes, seconds, f"{found.products} Hessian-vector products")
+        squared = exact.frobenius**2 - 2 * along + float((found.values**2).sum())
+        how = f"{found.products} Hessian-vector products"
+        return exact.row(name, squared, found.apply, found.nbytes, seconds, how)
 
-    def _truncated(self, rank: int, exact_seconds: float) -> ComparisonRow:
+    def _truncated(self, exact: _Yardstick, rank: int, exact_seconds: float) -> ComparisonRow:
         name = f"blocks of rank {rank}"
         self._watch(name)
         started = time.perf_counter()
-        found = low_rank_blocks(self._exact, rank=rank)
+        found = low_rank_blocks(exact.store, rank=rank)
         seconds = time.perf_counter() - started + exact_seconds
         how = f"{len(found.blocks)} blocks of the exact store, each truncated"
-        return self._row(name, found.error**2, found.apply, found.nbytes, seconds, how)
-
-    def _row(self, name: str, squared: float, apply: Apply, stored: int, seconds: float, how: str) -> ComparisonRow:
-        error = math.sqrt(max(squared, 0.0)) / self._frobenius if self._frobenius else 0.0
-        spectral = self._norm(apply) / self._spectral if self._spectral else 0.0
-        return ComparisonRow(name, error, spectral, stored, seconds, how)
-
-    def _norm(self, apply: Apply | None) -> float:
-        difference = _Difference(self._operator, apply)
-        return float(np.abs(extreme_eigenpairs(difference, 1, tolerance=SPECTRAL_TOLERANCE).values).max())
-
-    def _places(self, groups: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Places of each group's entries in user order."""
-        found: dict[str, list[np.ndarray]] = {}
-        start = 0
-        for parameter in self._exact.parameters:
-            found.setdefault(_module(parameter.name), []).append(np.arange(start, start + parameter.numel))
-            start += parameter.numel
-        return {group: np.concatenate(found[group]) for group in groups}
-
-
-def _groups(store: HessianStore) -> dict[str, tuple[str, ...]]:
-    """Parameters by the module they belong to, weight first."""
-    found: dict[str, tuple[str, ...]] = {}
-    for parameter in store.parameters:
-        found[_module(parameter.name)] = (*found.get(_module(parameter.name), ()), parameter.name)
-    return found
+        return exact.row(name, found.error**2, found.apply, found.nbytes, seconds, how)
 
 
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _by_group(places: dict[str, np.ndarray], applied: dict[str, Apply]) -> Apply:
-    def apply(block: np.ndarray) -> np.ndarray:
-        total = np.zeros(block.shape)
-        for group, function in applied.items():
-            total[places[group]] = function(block[places[group]])
-        return total
-
-    return apply
+def _scaling(factors: np.ndarray) -> Apply:
+    return lambda block: factors[:, None] * block
 
 
-def _in_parameter_order(product: KroneckerResult, sizes: Sequence[int]) -> Apply:
+def _in_parameter_order(product: KroneckerResult) -> Apply:
     """The product on a weight's entries followed by its bias's, in place of outputs by (inputs, 1)."""
-    outputs, inputs = len(product.outer), len(product.inner)
-    grid = np.arange(outputs * inputs).reshape(outputs, inputs)
-    order = np.concatenate([grid[:, :-1].ravel(), grid[:, -1]]) if len(sizes) == 2 else grid.ravel()
+    grid = np.arange(len(product.outer) * len(product.inner)).reshape(len(product.outer), -1)
+    biased = len(product.names[0]) == 2
+    order = np.concatenate([grid[:, :-1].ravel(), grid[:, -1]]) if biased else grid.ravel()
 
     def apply(block: np.ndarray) -> np.ndarray:
         joint = np.empty(block.shape)

@@ -32,7 +32,7 @@ SMALL = {
 }
 TABLES = ("paper_check", "cost_growth")
 """Examples that print a table of many problems."""
-QUICK = ("tied_autoencoder", "gpt2_tiny", "paper_check")
+QUICK = ("tied_autoencoder", "paper_check")
 SCRIPTS = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
     for name in (*SMALL, *TABLES)

@@ -16,7 +16,7 @@ from disthess.graph.program import build_programs
 from disthess.graph.run import evaluate, leaves
 from disthess.problem import Problem, batch_tensors, twice_differentiable
 
-TYPICAL = ("mlp_two_batches_sum", "attention", "tied_autoencoder", "batch_norm_train", "encoder_layer", "two_heads")
+TYPICAL = ("mlp_two_batches_sum", "tied_autoencoder", "batch_norm_train", "two_heads")
 
 
 class Dense(nn.Module):

@@ -36,7 +36,7 @@ def test_store_equals_the_oracle_in_every_part(case: Case, tmp_path: Path) -> No
 
 
 WAYS = [{"basis": "output"}, {"basis": "parameter"}, {"shared": "sum"}, {"shared": "uses"}, {"method": "autograd"}]
-TYPICAL = ("mlp_skip_gate", "rnn", "tied_language_model", "batch_norm_train", "encoder_layer")
+TYPICAL = ("mlp_skip_gate", "rnn", "tied_language_model", "batch_norm_train")
 """Run in every test run; the other cases' ways are marked slow."""
 
 
@@ -73,7 +73,7 @@ def test_reference_equals_torch_func(case: Case) -> None:
     assert relative_error(disthess.reference_hessian(problem), wanted) <= 1e-12
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", cases((*TYPICAL, "contrastive", "branch_on_value", "multi_head", "one_sample")))
 def test_independence_is_decided_as_known(case: Case) -> None:
     prepared = prepare(case.make(), Options())
     assert bool(prepared.programs) == case.graph
@@ -81,7 +81,7 @@ def test_independence_is_decided_as_known(case: Case) -> None:
         assert prepared.programs[0].graph.independent == case.independent, prepared.plan.independence
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", cases(TYPICAL))
 def test_float32_agrees_to_its_own_precision(case: Case, tmp_path: Path) -> None:
     problem = case.make()
     store = disthess.compute(problem, tmp_path / "run.zarr", dtype="float32", progress=False)

@@ -207,7 +207,7 @@ def test_chains_exactly_and_in_both_estimators() -> None:
     assert exact.ways == {"b": "enumerated", "z": "quadrature"}
     for estimator, way in (("auto", "pathwise"), ("score", "score")):
         found = expected(
-            Chain.costs, {"how": "monte_carlo", "samples": 1500, "estimator": estimator}, theta=theta, mu=mu
+            Chain.costs, {"how": "monte_carlo", "samples": 500, "estimator": estimator}, theta=theta, mu=mu
         )
         assert found.ways == {"b": "score", "z": way}
         assert (np.abs(found.matrix - wanted) <= 4 * found.standard_error + 1e-12).all()

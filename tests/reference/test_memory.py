@@ -59,8 +59,14 @@ ACTIVATIONS = {"activations": "*", "activations_per_sample": True, "parameters":
 
 @pytest.mark.parametrize(
     ("problem", "options"),
-    [("mlp", {}), ("cnn", {}), ("batch_norm", {}), ("gpt", {}), ("uncapturable", {}), ("mlp", ACTIVATIONS)],
-    ids=["mlp", "cnn", "batch_norm", "gpt", "uncapturable", "activations"],
+    [
+        pytest.param("mlp", {}, id="mlp"),
+        pytest.param("cnn", {}, id="cnn", marks=pytest.mark.slow),
+        pytest.param("batch_norm", {}, id="batch_norm", marks=pytest.mark.slow),
+        pytest.param("gpt", {}, id="gpt", marks=pytest.mark.slow),
+        pytest.param("uncapturable", {}, id="uncapturable", marks=pytest.mark.slow),
+        pytest.param("mlp", ACTIVATIONS, id="activations"),
+    ],
 )
 def test_measured_peak_is_within_the_plan(problem: str, options: dict[str, object], tmp_path: Path) -> None:
     done = subprocess.run(

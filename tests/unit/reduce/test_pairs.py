@@ -18,6 +18,7 @@ from disthess.errors import ConfigError, StoreError, UnknownNameError
 from disthess.linalg.operator import AbstractSymmetricOperator
 from disthess.reduce.definite import check_definite
 from disthess.reduce.pairs import METRICS, spectral_norm
+from disthess.reduce.sections import check_sections
 
 
 class Net(nn.Module):
@@ -174,11 +175,16 @@ WRONG = [
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_wrong_sections_are_refused(store, text: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_sections_are_refused(store, text: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises((ConfigError, UnknownNameError)):
         store.block(text, "head.bias")
     with pytest.raises(ConfigError):
-        disthess.compute(make(), tmp_path / "run.zarr", sections={"mine": text}, progress=False)
+        check_sections(store.parameters, {"mine": text})
+
+
+def test_wrong_sections_make_no_store(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        disthess.compute(make(), tmp_path / "run.zarr", sections={"mine": WRONG[0]}, progress=False)
     with pytest.raises(ConfigError, match="name of a parameter"):
         disthess.compute(make(), tmp_path / "run.zarr", sections={"head.bias": "head.weight[0]"}, progress=False)
     assert not (tmp_path / "run.zarr").exists()
