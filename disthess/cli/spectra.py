@@ -75,7 +75,7 @@ def kronecker(
     store: StoreArgument,
     layers: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[LAYER...]", help="Modules (with their biases) or weights; default all layers."),
+        typer.Argument(metavar="LAYER", help="Modules (with their biases) or weights; default all layers."),
     ] = None,
     config: Annotated[
         Path | None,
