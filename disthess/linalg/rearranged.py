@@ -3,7 +3,7 @@
 For layers ``z = x W^T`` with independent samples n, rows r within a sample, and v no earlier than w,
 
     diagonal        A = sum_n sum_rs H^n[r, s] (x) x_r x_s^T + identity (x) decay
-    off-diagonal    A = sum_n (H^n (x) x_v + delta_v (x) X^n) x_w^T     one row per sample; X = d x_v / d z_w
+    off-diagonal    A = sum_n sum_rs (H^n[r, s] (x) x_v,r + delta_v,r (x) X^n[r, s]) x_w,s^T         X = d x_v / d z_w
 """
 
 from __future__ import annotations
@@ -141,14 +141,14 @@ class SumRearranged(AbstractRearranged):
 
 @final
 class CrossRearranged(AbstractRearranged):
-    """A block of a later layer v by an earlier one w, one row per sample.
+    """A block of a later layer v by an earlier one w.
 
     Args:
-        curvature: ``H^n`` of the outputs, ``[n, o_v, o_w]``.
-        deltas: ``dL/dz_v`` where the layer's own bilinearity counts (not in the ggn of a model), ``[n, o_v]``; else zeros.
-        moved: ``X^n``, ``[n, i_v, o_w]``.
-        later: ``x_v``, ``[n, i_v]``.
-        earlier: ``x_w``, ``[n, i_w]``.
+        curvature: ``H^n`` of the outputs, ``[n, R_v, o_v, R_w, o_w]``.
+        deltas: ``dL/dz_v`` where the layer's own bilinearity counts (not in the ggn of a model), ``[n, R_v, o_v]``; else zeros.
+        moved: ``X^n``, ``[n, R_v, i_v, R_w, o_w]``.
+        later: ``x_v``, ``[n, R_v, i_v]``.
+        earlier: ``x_w``, ``[n, R_w, i_w]``.
     """
 
     def __init__(
@@ -163,8 +163,7 @@ class CrossRearranged(AbstractRearranged):
     @property
     @override
     def dims(self) -> Dims:
-        _, ov, ow = self._curvature.shape
-        return ov, ow, self._later.shape[1], self._earlier.shape[1]
+        return self._curvature.shape[2], self._curvature.shape[4], self._later.shape[2], self._earlier.shape[2]
 
     @property
     @override
@@ -174,25 +173,27 @@ class CrossRearranged(AbstractRearranged):
     @override
     def times(self, inner: np.ndarray) -> np.ndarray:
         seen = self._earlier @ inner.T
-        weights = np.einsum("nj,nj->n", self._later, seen)
-        return np.tensordot(weights, self._curvature, axes=1) + self._deltas.T @ np.einsum(
-            "njk,nj->nk", self._moved, seen
-        )
+        weights = np.matmul(self._later, seen.transpose(0, 2, 1))
+        moved = np.einsum("nrjsa,nsj->nra", self._moved, seen, optimize=True)
+        found = np.einsum("nrosa,nrs->oa", self._curvature, weights, optimize=True)
+        return found + np.einsum("nro,nra->oa", self._deltas, moved, optimize=True)
 
     @override
     def transposed(self, outer: np.ndarray) -> np.ndarray:
-        weights = np.tensordot(self._curvature, outer, axes=([1, 2], [0, 1]))
-        rows = self._later * weights[:, None] + np.einsum("njk,nk->nj", self._moved, self._deltas @ outer)
-        return rows.T @ self._earlier
+        weights = np.einsum("nrosa,oa->nrs", self._curvature, outer, optimize=True)
+        rows = np.matmul(weights.transpose(0, 2, 1), self._later)
+        rows += np.einsum("nrjsa,nra->nsj", self._moved, self._deltas @ outer, optimize=True)
+        return np.tensordot(rows, self._earlier, axes=([0, 1], [0, 1]))
 
     @override
     def residual(self, outer: np.ndarray, inner: np.ndarray) -> tuple[float, float]:
         return _norms((self._unit(unit) for unit in range(len(outer))), outer, inner)
 
     def _unit(self, unit: int) -> np.ndarray:
-        rows = np.einsum("nj,nk->njk", self._later, self._curvature[:, unit])
-        rows += self._deltas[:, unit, None, None] * self._moved
-        return np.tensordot(rows, self._earlier, axes=([0], [0]))
+        """The rows of the block that belong to one output: ``[i_v, o_w, i_w]``."""
+        rows = np.einsum("nrsa,nrj->nsja", self._curvature[:, :, unit], self._later, optimize=True)
+        rows += np.einsum("nr,nrjsa->nsja", self._deltas[:, :, unit], self._moved, optimize=True)
+        return np.tensordot(rows, self._earlier, axes=([0, 1], [0, 1]))
 
 
 @final

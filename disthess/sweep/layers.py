@@ -1,8 +1,8 @@
 """What the block of a linear layer is made of: curvature at its outputs, sample by sample, and its input rows.
 
 For a use ``z[n, r, o] = sum_j W[o, j] x[n, r, j]`` the layer's own block is ``sum_n sum_rs H^n[r, s] (x) x_r x_s^T``, and
-that by an earlier layer w ``sum_n (H^n (x) x_v + delta_v (x) X^n) x_w^T``: see `disthess.linalg.rearranged`. Neither is
-formed here.
+that by an earlier layer w ``sum_n sum_rs (H^n (x) x_v,r + delta_v,r (x) X^n) x_w,s^T``: see `disthess.linalg.rearranged`.
+Neither is formed here.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class OwnCurvature:
 
 @dataclass(frozen=True, slots=True)
 class CrossCurvature:
-    """Of a later layer v and an earlier one w, one row per sample; see `disthess.linalg.rearranged.CrossRearranged`."""
+    """Of a later layer v and an earlier one w; see `disthess.linalg.rearranged.CrossRearranged`."""
 
     curvature: Tensor
     deltas: Tensor
@@ -154,7 +154,7 @@ def cross_curvature(
     """The pieces of the block of two layers, and whether ``first`` is the later one.
 
     Raises:
-        GraphError: One is no linear layer, or is used several times, or samples have several rows.
+        GraphError: One is no linear layer, or is used several times.
         PlanError: The pieces do not fit in memory, with the sizes.
     """
     places = [(_Place(primal.graph, first), _Place(primal.graph, second)) for primal in primals]
@@ -164,40 +164,36 @@ def cross_curvature(
         later, earlier = (a, b) if swapped else (b, a)
         for frame in _frames(primal):
             inputs, before = later.rows(frame), earlier.rows(frame)
-            if max(inputs.shape[1], before.shape[1]) > 1:
-                raise GraphError(
-                    f"a sample has {max(inputs.shape[1], before.shape[1])} rows (positions, or coupled samples) in these "
-                    "layers, and the parts of a block between layers are known for one. Compute the block into a store and "
-                    "give that."
-                )
-            node = frame.node(later.index)
-            width = inputs.shape[2] + node.shape[-1]
-            _check(first, primal.samples * frame.node(earlier.index).shape[-1] * width, inputs, free_bytes)
-            pieces.append(_cross(frame, later, earlier, inputs[:, 0], before[:, 0], part))
+            width = inputs.shape[1] * (inputs.shape[2] + frame.node(later.index).shape[-1])
+            outputs = before.shape[1] * frame.node(earlier.index).shape[-1]
+            _check(first, primal.samples * outputs * width, inputs, free_bytes)
+            pieces.append(_cross(frame, later, earlier, inputs, before, part))
     joined = (torch.cat([getattr(piece, name) for piece in pieces]) for name in CrossCurvature.__slots__)
     return CrossCurvature(*joined), swapped
 
 
 def _cross(frame: Frame, later: _Place, earlier: _Place, inputs: Tensor, before: Tensor, part: Part) -> CrossCurvature:
-    node = frame.node(later.index)
+    node, samples, rows = frame.node(later.index), frame.samples, inputs.shape[1]
+    width = inputs.shape[2] - later.biased
     curvature, moved = [], []
     for tangents, cotangents in _sweeps(frame, earlier.index, (later.index,), part):
         count = next(iter(tangents.values())).shape[0]
-        zero = inputs.new_zeros(count, frame.samples, node.shape[-1])
+        zero = inputs.new_zeros(count, samples, rows * node.shape[-1])
         curvature.append(cotangents.get(later.index, zero))
         tangent = tangents.get(later.input)
         axis = frame.node(later.input).batch
-        flat = None if tangent is None else rows_by_sample(tangent, axis, frame.samples, lead=1, tail=0)
-        width = inputs.shape[1] - later.biased
-        flat = inputs.new_zeros(count, frame.samples, width) if flat is None else flat
+        flat = inputs.new_zeros(count, samples, rows * width)
+        flat = flat if tangent is None else rows_by_sample(tangent, axis, samples, lead=1, tail=0)
+        apart = flat.reshape(count, samples, rows, width)
         # A bias's input is 1 whatever happens.
-        moved.append(torch.nn.functional.pad(flat, (0, 1)) if later.biased else flat)
+        moved.append(torch.nn.functional.pad(apart, (0, 1)) if later.biased else apart)
     kept = part == "hessian" or node.in_model == (part == "residual")
-    deltas = rows_by_sample(frame.delta(later.index), node.batch, frame.samples)[:, 0]
+    deltas = rows_by_sample(frame.delta(later.index), node.batch, samples)
+    sources = (before.shape[1], -1)
     return CrossCurvature(
-        torch.cat(curvature).permute(1, 2, 0),
+        torch.cat(curvature).reshape(*sources, samples, rows, node.shape[-1]).permute(2, 3, 4, 0, 1),
         deltas if kept else torch.zeros_like(deltas),
-        torch.cat(moved).permute(1, 2, 0),
+        torch.cat(moved).reshape(*sources, samples, rows, inputs.shape[2]).permute(2, 3, 4, 0, 1),
         inputs,
         before,
     )

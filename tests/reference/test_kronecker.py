@@ -118,6 +118,11 @@ def test_rows_that_interact(make) -> None:  # type: ignore[no-untyped-def]
         block = wanted(problem, layer, layer, "hessian")
         found = disthess.kronecker(problem, layer)
         assert found.error == pytest.approx(best_error(block), abs=1e-13 * float(np.linalg.norm(block)))
+    first, last = (name.rsplit(".", 1)[0] for name in (*dict(problem.model.named_parameters()),) if "weight" in name)
+    for pair in ((first, last), (last, first)):
+        block = wanted(problem, *pair, "hessian")
+        found = disthess.kronecker(problem, *pair)
+        assert found.error == pytest.approx(best_error(block), abs=1e-13 * float(np.linalg.norm(block)))
 
 
 def test_a_store_and_a_problem_agree_and_the_store_keeps_what_it_found(tmp_path: Path) -> None:
@@ -198,8 +203,6 @@ def test_refusals(tmp_path: Path) -> None:
         disthess.kronecker(store, "a", kind="expectation")
     with pytest.raises(ConfigError, match="kind must be"):
         disthess.kronecker(store, "a", kind="best")  # type: ignore[arg-type]
-    with pytest.raises(GraphError, match="known for one"):
-        disthess.kronecker(tokens(), "embed", "head")
 
     class Twice(nn.Module):
         def __init__(self) -> None:

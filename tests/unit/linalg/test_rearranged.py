@@ -51,14 +51,16 @@ def test_large_layers_take_the_iteration() -> None:
 
 
 @pytest.mark.parametrize("flipped", [False, True])
-def test_a_block_between_layers(flipped: bool) -> None:
+@pytest.mark.parametrize("rows", [(1, 1), (2, 3)])
+def test_a_block_between_layers(flipped: bool, rows: tuple[int, int]) -> None:
     generator = np.random.default_rng(3)
     n, ov, iv, ow, iw = 9, 3, 4, 2, 5
-    curvature, deltas = generator.standard_normal((n, ov, ow)), generator.standard_normal((n, ov))
-    moved, later = generator.standard_normal((n, iv, ow)), generator.standard_normal((n, iv))
-    earlier = generator.standard_normal((n, iw))
-    block = np.einsum("nak,nj,nl->ajkl", curvature, later, earlier)
-    block += np.einsum("na,njk,nl->ajkl", deltas, moved, earlier)
+    r, s = rows
+    curvature, deltas = generator.standard_normal((n, r, ov, s, ow)), generator.standard_normal((n, r, ov))
+    moved, later = generator.standard_normal((n, r, iv, s, ow)), generator.standard_normal((n, r, iv))
+    earlier = generator.standard_normal((n, s, iw))
+    block = np.einsum("nrask,nrj,nsl->ajkl", curvature, later, earlier)
+    block += np.einsum("nra,nrjsk,nsl->ajkl", deltas, moved, earlier)
     plain = CrossRearranged(curvature, deltas, moved, later, earlier)
     found = nearest_product(FlippedRearranged(plain) if flipped else plain)
     assert found.error == pytest.approx(best_error(block), rel=1e-12)
