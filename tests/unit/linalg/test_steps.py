@@ -38,6 +38,16 @@ def test_solves(positive, how) -> None:  # type: ignore[no-untyped-def]
         assert direction @ matrix @ direction == pytest.approx(-1.5, abs=1e-5)
 
 
+def test_an_iteration_is_as_good_beside_large_eigenvalues() -> None:
+    """SciPy's rule alone would stop far off, where |H| |x| dwarfs |b|."""
+    values = np.concatenate([[1e6, -3e5], np.linspace(0.01, 1.0, 60)])
+    matrix, right = symmetric(62, 5, values), np.random.default_rng(6).standard_normal(62)
+    found = solve_iterative(DenseOperator(matrix), right, 0.5)
+    wanted = np.linalg.solve(matrix + 0.5 * np.eye(62), right)
+    assert found.converged
+    assert np.linalg.norm(found.solution - wanted) <= 1e-7 * np.linalg.norm(wanted)
+
+
 def test_a_singular_matrix_is_refused() -> None:
     matrix = symmetric(10, 0, np.array([0.0, *np.linspace(1, 2, 9)]))
     with pytest.raises(ValueError, match="singular"):
