@@ -27,7 +27,7 @@ from disthess.graph.program import build_programs
 from disthess.planning.plan import Plan
 from disthess.preflight import check_parameters
 from disthess.prepare import Options, Prepared, prepare, select_parameters
-from disthess.problem import Problem, batch_tensors
+from disthess.problem import Problem
 from disthess.reduce.definite import psd_check
 from disthess.reduce.hessian_store import HessianStore
 from disthess.reduce.results import eigenvalues, low_rank, low_rank_blocks, solve, spectral_density, trace
@@ -38,7 +38,7 @@ from disthess.store.fingerprint import differences
 from disthess.store.lock import StoreLock
 from disthess.store.store import Store
 from disthess.sweep.curvature import NodeCurvature, split_curvature
-from disthess.sweep.primal import compute_primal
+from disthess.sweep.primal import compute_primals
 from disthess.sweep.speed import product_flops_per_second
 from disthess.types import DType, Part
 from disthess.units import human_bytes
@@ -153,12 +153,7 @@ def node_curvature(
     """
     prepared = prepare(problem, Options(parameters=parameters, dtype=dtype, method="graph"))
     tensors = {parameter.name: parameter.tensor for parameter in prepared.problem.parameters()}
-    primals = [
-        compute_primal(program.graph, tensors, batch_tensors(batch), program.constants, weight)
-        for program, batch, weight in zip(
-            prepared.programs, prepared.problem.batches, prepared.problem.weights, strict=True
-        )
-    ]
+    primals = compute_primals(prepared.problem, prepared.programs)
     part: Part = "residual" if prepared.programs[0].graph.has_model_boundary else "hessian"
     chosen = {name: tensors[name] for name in prepared.names}
     return split_curvature(primals, chosen, part, available_memory_bytes(), matrices)

@@ -17,11 +17,11 @@ from disthess.execute.memory import available_memory_bytes
 from disthess.linalg.kronecker import Kind, KroneckerResult, expected_product, nearest_product
 from disthess.linalg.rearranged import BlockRearranged, CrossRearranged, FlippedRearranged, SumRearranged
 from disthess.prepare import Options, prepare
-from disthess.problem import Problem, batch_tensors
+from disthess.problem import Problem
 from disthess.reduce.hessian_store import HessianStore
 from disthess.reduce.keep import keep, kept
 from disthess.sweep.layers import Layer, cross_curvature, own_curvature
-from disthess.sweep.primal import compute_primal
+from disthess.sweep.primal import compute_primals
 from disthess.types import PARTS, Part
 from disthess.units import human_bytes
 
@@ -248,12 +248,8 @@ class _Captured:
     def __init__(self, problem: Problem, names: Sequence[str], part: Part) -> None:
         prepared = prepare(problem, Options(parts=(part,), parameters=list(names), dtype="float64", method="graph"))
         bound = prepared.problem
-        tensors = {parameter.name: parameter.tensor for parameter in bound.parameters()}
         self._part: Part = part
-        self._primals = [
-            compute_primal(program.graph, tensors, batch_tensors(batch), program.constants, weight)
-            for program, batch, weight in zip(prepared.programs, bound.batches, bound.weights, strict=True)
-        ]
+        self._primals = compute_primals(bound, prepared.programs)
         self._decay = {name: bound.weight_decay.get(name, 0.0) * (part != "residual") for name in names}
 
     def own(self, layer: Layer, kind: Kind) -> KroneckerResult:

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from disthess.errors import GraphError, ProblemError
 from disthess.graph.ir import Graph
+from disthess.graph.program import Program
 from disthess.graph.run import evaluate, leaves
+from disthess.problem import Problem, batch_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,20 @@ def compute_primal(
         raise ProblemError(f"the objective is {float(loss.detach())}; check the data and the weights for overflow.")
     detached = tuple(value.detach() if isinstance(value, Tensor) else value for value in values)
     return Primal(graph, detached, tuple(deltas), _samples(graph, inputs), float(loss.detach()))
+
+
+def compute_primals(problem: Problem, programs: Sequence[Program]) -> list[Primal]:
+    """The primal point of every batch of a problem, at its parameters as they are.
+
+    Raises:
+        ProblemError: As `compute_primal`.
+        GraphError: As `compute_primal`.
+    """
+    tensors = {parameter.name: parameter.tensor for parameter in problem.parameters()}
+    return [
+        compute_primal(program.graph, tensors, batch_tensors(batch), program.constants, weight)
+        for program, batch, weight in zip(programs, problem.batches, problem.weights, strict=True)
+    ]
 
 
 def _samples(graph: Graph, inputs: Sequence[Tensor]) -> int:

@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import disthess
 from disthess.planning import memory, tiling
 from disthess.prepare import Options, Prepared, prepare
-from disthess.problem import Problem, batch_tensors
+from disthess.problem import Problem
 from disthess.sweep import panel
 from disthess.sweep.engine import GraphEngine
-from disthess.sweep.primal import compute_primal
+from disthess.sweep.primal import compute_primals
 
 TOLERANCE = 0.01
 """Counted products differ from the plan's by no more; in fact they are equal."""
@@ -123,12 +123,7 @@ def made(make: Callable[[], Problem], options: dict[str, Any]) -> Prepared:
 def counted_flops(prepared: Prepared) -> list[int]:
     """What torch's counter sees of every tile, captured and differentiated once before."""
     parameters = {parameter.name: parameter.tensor.detach() for parameter in prepared.problem.parameters()}
-    primals = [
-        compute_primal(program.graph, parameters, batch_tensors(batch), program.constants, weight)
-        for program, batch, weight in zip(
-            prepared.programs, prepared.problem.batches, prepared.problem.weights, strict=True
-        )
-    ]
+    primals = compute_primals(prepared.problem, prepared.programs)
     plan = prepared.plan
     engine = GraphEngine(primals, parameters, plan.layout, {source.source: source for source in plan.sources})
     found = []

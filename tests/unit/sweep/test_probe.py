@@ -9,8 +9,7 @@ from cases import Case, cases
 
 import disthess
 from disthess.prepare import Options, prepare
-from disthess.problem import batch_tensors
-from disthess.sweep.primal import compute_primal
+from disthess.sweep.primal import compute_primals
 from disthess.sweep.probe import probe_products
 
 TYPICAL = ("mlp_two_batches_sum", "rnn", "tied_autoencoder", "batch_norm_train", "two_heads", "weight_decay")
@@ -21,12 +20,7 @@ def test_probe_products_equal_the_oracles(case: Case) -> None:
     problem = case.make()
     prepared = prepare(problem, Options())
     parameters = {p.name: p.tensor.detach() for p in prepared.problem.parameters()}
-    primals = [
-        compute_primal(program.graph, parameters, batch_tensors(batch), program.constants, weight)
-        for program, batch, weight in zip(
-            prepared.programs, prepared.problem.batches, prepared.problem.weights, strict=True
-        )
-    ]
+    primals = compute_primals(prepared.problem, prepared.programs)
     vectors = torch.randn(3, problem.numel, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     for part in ("hessian", "ggn", "residual") if case.ggn else ("hessian",):
         wanted = vectors.numpy() @ disthess.reference_hessian(problem, part)
