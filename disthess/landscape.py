@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import final
 
@@ -102,7 +102,7 @@ class Curvature:
 
     Args:
         landscape: Where.
-        folder: Keeps a store for every number (``step-000.zarr`` ...); default none is kept.
+        folder: Keeps a store for every point, by its number (``step-000.zarr`` ...); default none is kept.
         matrix_free: Whether models come from a Krylov space; default for more than `DENSE` parameters.
         krylov: Most products for one.
     """
@@ -173,7 +173,7 @@ class Curvature:
 def report_at(
     landscape: Landscape,
     model: QuadraticModel,
-    operator: AbstractSymmetricOperator,
+    operator: Callable[[], AbstractSymmetricOperator],
     gradient: np.ndarray,
     loss: float,
     tolerance: float,
@@ -183,7 +183,7 @@ def report_at(
     Args:
         landscape: Where.
         model: Of the gradient there.
-        operator: Asked for the smallest eigenvalue where the model's subspace cannot know it.
+        operator: Made and asked for the smallest eigenvalue only where the model's subspace cannot know it.
         gradient: ``[P]``.
         loss: ``L``.
         tolerance: Of the scaled gradient.
@@ -193,7 +193,7 @@ def report_at(
     if model.complete or not report.first_order:
         return report
     # The Krylov space of a vanishing gradient may hold no negative curvature although there is some.
-    lowest = extreme_eigenpairs(operator, 1, which="smallest", tolerance=1e-6).values[:1]
+    lowest = extreme_eigenpairs(operator(), 1, which="smallest", tolerance=1e-6).values[:1]
     return judge(
         np.concatenate([lowest, values]),
         np.concatenate([[0.0], coefficients]),

@@ -125,7 +125,8 @@ def newton(
             along the step where the slope vanishes.
         max_steps: Steps tried at most.
         gradient_tolerance: Of the scaled gradient: see `disthess.stopping_report`.
-        store: A directory for a store of each step's Hessian (``step-000.zarr`` ...), computed by `disthess.compute`; default none.
+        store: A directory for a store of the Hessian at each point (``step-000.zarr`` ...), computed as `disthess.compute` does;
+            default none.
         matrix_free: Whether steps come from products (of the stores, or by autograd) on a Krylov space; default for more than 1,500
             parameters.
         krylov: Most products of one step then.
@@ -163,6 +164,7 @@ class _Walk:
         self._curvature = curvature
         self._watch = watch
         self._steps: list[NewtonStep] = []
+        self._taken = 0
 
     def run(self, rule: NewtonRule, max_steps: int, tolerance: float) -> NewtonResult:
         """Step until the criteria hold."""
@@ -191,8 +193,9 @@ class _Walk:
             if not accepted:
                 continue
             old = loss
+            self._taken += 1
             loss, gradient = self._here.gradient()
-            model = self._curvature.model(gradient, len(self._steps))
+            model = self._curvature.model(gradient, self._taken)
             size = float(np.linalg.norm(self._here.point()))
             if rule.kind != "plain" and has_stalled(old - loss, np.array([length]), loss, np.array([size]), 1e-15):
                 reason = "loss and parameters no longer move"
@@ -254,17 +257,15 @@ class _Walk:
 
     def _off_the_saddle(self, gradient: np.ndarray) -> tuple[np.ndarray, QuadraticModel]:
         """At a saddle the gradient says nothing: add a little of the most negative eigenvector to it."""
-        number = len(self._steps)
-        operator = self._curvature.operator(number)
+        operator = self._curvature.operator(self._taken)
         ends = extreme_eigenpairs(operator, 1, which="smallest", tolerance=1e-6, vectors=True)
         direction = np.zeros_like(gradient) if ends.vectors is None else ends.vectors[:, 0]
         sign = 1.0 if float(direction @ gradient) >= 0 else -1.0
         nudged = gradient + sign * 1e-6 * abs(float(ends.values[0])) * direction
-        return nudged, self._curvature.model(nudged, number)
+        return nudged, self._curvature.model(nudged, self._taken)
 
     def _report(self, model: QuadraticModel, gradient: np.ndarray, loss: float, tolerance: float) -> StoppingReport:
-        operator = self._curvature.operator(len(self._steps))
-        return report_at(self._here, model, operator, gradient, loss, tolerance)
+        return report_at(self._here, model, lambda: self._curvature.operator(self._taken), gradient, loss, tolerance)
 
 
 def stopping_report(
@@ -294,11 +295,10 @@ def stopping_report(
     curvature = Curvature(landscape, None, None, krylov)
     loss, gradient = landscape.gradient()
     if store is None:
-        operator = curvature.operator(0)
         model = curvature.model(gradient, 0)
-    else:
-        model, operator = curvature.model_of_store(store, gradient)
-    return report_at(landscape, model, operator, gradient, loss, gradient_tolerance)
+        return report_at(landscape, model, lambda: curvature.operator(0), gradient, loss, gradient_tolerance)
+    model, operator = curvature.model_of_store(store, gradient)
+    return report_at(landscape, model, lambda: operator, gradient, loss, gradient_tolerance)
 
 
 def _ratio(loss: float, new: float, predicted: float) -> float:
