@@ -65,7 +65,8 @@ def _changed(nodes: Sequence[Node], node: Node, values: Sequence[Any], sample: i
     if before.is_floating_point():
         # Vectorised kernels may round lanes beside a NaN differently, entries near zero in proportion to the terms of their sums;
         # a leak shows as NaN or as another value.
-        rounding = 64 * torch.finfo(before.dtype).eps * before.abs().max()
+        sizes = before[torch.isfinite(before)].abs()
+        rounding = 64 * torch.finfo(before.dtype).eps * (float(sizes.max()) if sizes.numel() else 0.0)
         same |= (before - after).abs() <= 1e-4 * before.abs() + rounding
     return sample, ~same
 

@@ -5,6 +5,7 @@ Refusals of single bad values (half and complex parameters, NaN, losses that are
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import warnings
 from collections.abc import Callable
@@ -403,3 +404,27 @@ def test_a_learnable_exponent_on_a_base_of_zero(tmp_path: Path) -> None:
     power = base ** np.array(exponents)
     wanted = (2 * (2 * power**2 - power) * log**2).sum(0) / 9
     np.testing.assert_allclose(store.dense(), np.diag(wanted), atol=1e-13)
+
+
+class Swallowing(nn.Module):
+    """Samples that are added up by an operation that passes over NaN, beside an infinite entry; and an empty slice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self.layer(x)
+        beside = torch.cat([values[:, :1], torch.full_like(values[:, :1], -math.inf)], dim=1)
+        total = torch.where(beside == beside, beside, torch.zeros_like(beside)).sum(0)[0]
+        return torch.cat([values[:, 2:], torch.tanh(values[:, 1:]) * total], dim=1)
+
+
+def test_a_leak_that_no_nan_shows_beside_infinities_and_empty_values(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = (torch.randn(4, 3).double(), torch.randn(4, 1).double())
+    problem = disthess.Problem(Swallowing().double(), loss="mse", batches=[data])
+    store = disthess.compute(problem, tmp_path / "run.zarr", progress=False)
+    assert "coupled" in store.attributes["independence"] or "mixes" in store.attributes["independence"]
+    wanted = disthess.reference_hessian(problem)
+    np.testing.assert_allclose(store.dense(), wanted, atol=1e-12)
