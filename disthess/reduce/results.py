@@ -229,7 +229,7 @@ def solve(
         dense_bytes: Memory that a factorisation may take; default a quarter of what is free. 0 asks for MINRES.
 
     Raises:
-        ConfigError: ``b`` has another size, or the damped matrix is singular.
+        ConfigError: ``b`` has another size or is not finite, or the damped matrix is singular.
         StoreError: The store is incomplete.
     """
     right = np.asarray(b, dtype=np.float64)
@@ -238,6 +238,8 @@ def solve(
         raise ConfigError(
             f"b has {right.size} entries (shape {right.shape}), and the matrix {size} rows; give a vector of {size}."
         )
+    if not np.isfinite(right).all() or not np.isfinite(damping):
+        raise ConfigError("b and damping must be finite; got NaN or infinity. Check where they come from.")
     if isinstance(target, LowRankResult):
         return _checked(solve_low_rank, target, right, damping)
     room = psutil.virtual_memory().available // 4 if dense_bytes is None else dense_bytes

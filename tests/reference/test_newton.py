@@ -244,6 +244,8 @@ def test_solve_on_a_store(tmp_path: Path) -> None:
     np.testing.assert_allclose(disthess.solve(low, right, damping=9.0).solution, wanted, rtol=1e-7)
     with pytest.raises(ConfigError, match="has 3 entries"):
         disthess.solve(store, right[:3])
+    with pytest.raises(ConfigError, match="finite"):
+        disthess.solve(store, np.where(right > 0, right, np.nan))
     report = disthess.stopping_report(problem)
     assert report.smallest_eigenvalue == pytest.approx(np.linalg.eigvalsh(disthess.reference_hessian(problem))[0])
     assert report == disthess.stopping_report(problem, store=store) or report.newton_decrement == pytest.approx(
