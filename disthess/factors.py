@@ -144,10 +144,12 @@ def save_factors(folder: str | os.PathLike[str], factors: Sequence[KroneckerResu
         The four files.
 
     Raises:
-        ConfigError: A block between two layers, a layer twice, or the folder cannot be written.
+        ConfigError: No factors, a block between two layers, a layer twice, or the folder cannot be written.
     """
     from safetensors.numpy import save_file
 
+    if not factors:
+        raise ConfigError("save_factors got no factors; give at least one result of kronecker.")
     by_module = {_module(found): found for found in factors}
     if len(by_module) != len(factors) or any(found.names[0] != found.names[1] for found in factors):
         raise ConfigError(

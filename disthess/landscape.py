@@ -139,11 +139,19 @@ class Curvature:
         """The same from a store that somebody has computed there.
 
         Raises:
-            ConfigError: It is of other parameters.
+            ConfigError: It is of other parameters, or was computed at another point.
         """
+        here, there = list(self._landscape.names), [parameter.name for parameter in store.parameters]
         if store.numel != self._landscape.size:
             raise ConfigError(
                 f"the store has {store.numel:,} parameters and the problem {self._landscape.size:,}; give the problem's own."
+            )
+        apart = float(np.linalg.norm(store.gradient - gradient))
+        # Gradients tell points apart; a store in float32 knows its own to that precision.
+        if here != there or apart > 1e-4 * float(np.linalg.norm(gradient)) + 1e-6:
+            raise ConfigError(
+                f"the store {store.path} is not of this problem at these parameters: its gradient differs by {apart:.2g} in norm. "
+                "Compute the problem's own, or leave the store out."
             )
         operator: AbstractSymmetricOperator = store.symmetric_operator()
         if self._free:

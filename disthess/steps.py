@@ -149,6 +149,7 @@ def newton(
         (True, 3.0)
     """
     _check(kind, line_search, damping, cubic_weight, step_size, max_steps)
+    _check_krylov(krylov)
     landscape = Landscape(problem, parameters)
     walk = _Walk(landscape, Curvature(landscape, store, matrix_free, krylov), watch)
     chosen = DAMPING[kind] if damping is None else damping
@@ -289,16 +290,25 @@ def stopping_report(
         The numbers and whether each is small enough; ``report.stop`` if all are.
 
     Raises:
-        ConfigError: The store is of other parameters.
+        ConfigError: The store is of other parameters, or of another point; or an argument is wrong.
+        ProblemError: Loss or gradient are not finite.
     """
+    _check_krylov(krylov)
     landscape = Landscape(problem, parameters)
     curvature = Curvature(landscape, None, None, krylov)
     loss, gradient = landscape.gradient()
+    if not math.isfinite(loss) or not np.isfinite(gradient).all():
+        raise ProblemError(f"the loss is {loss} or its gradient not finite; check the data and the weights.")
     if store is None:
         model = curvature.model(gradient, 0)
         return report_at(landscape, model, lambda: curvature.operator(0), gradient, loss, gradient_tolerance)
     model, operator = curvature.model_of_store(store, gradient)
     return report_at(landscape, model, lambda: operator, gradient, loss, gradient_tolerance)
+
+
+def _check_krylov(krylov: int) -> None:
+    if krylov < 1:
+        raise ConfigError(f"krylov must be at least 1, got {krylov!r}.")
 
 
 def _ratio(loss: float, new: float, predicted: float) -> float:

@@ -106,13 +106,16 @@ class KroneckerResult:
             damping: In the units of the block.
 
         Raises:
-            ValueError: The block is not square and symmetric, or the damped product is singular.
+            ValueError: The block is not square and symmetric, the damped product is singular, or ``b`` has another size or is not
+                finite.
 
         Example:
             >>> found = KroneckerResult(np.diag([1.0, 2.0]), np.eye(1), "nearest", 0.0, 1.0)
             >>> found.solve(np.array([2.0, 3.0]), 1.0).tolist()
             [1.0, 1.0]
         """
+        if len(right) != self.shape[0] or not np.isfinite(right).all():
+            raise ValueError(f"b must hold {self.shape[0]} finite numbers (in each column), got shape {right.shape}")
         first, second = _eigen(self.outer), _eigen(self.inner)
         if first is None or second is None or first[2] != second[2]:
             raise ValueError("the damped inverse is for symmetric blocks, one parameter against itself")

@@ -190,6 +190,8 @@ def test_files_in_the_layout_of_kfac_libraries(tmp_path: Path) -> None:
         said = json.loads(opened.metadata()["disthess"])
     assert said["a"]["error"] == factors[0].error
     assert said["a"]["parameters"] == ["a.weight", "a.bias"]
+    with pytest.raises(ConfigError, match="no factors"):
+        disthess.save_factors(tmp_path, [])
     with pytest.raises(ConfigError, match="against themselves"):
         disthess.save_factors(tmp_path, [disthess.kronecker(problem, "a", "b")])
 

@@ -244,6 +244,13 @@ def test_solve_on_a_store(tmp_path: Path) -> None:
     np.testing.assert_allclose(disthess.solve(low, right, damping=9.0).solution, wanted, rtol=1e-7)
     with pytest.raises(ConfigError, match="has 3 entries"):
         disthess.solve(store, right[:3])
+    moved = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    with pytest.raises(ConfigError, match="not of this problem"):
+        disthess.stopping_report(disthess.Problem(moved, loss="mse", batches=[(x, x[:, :1])]), store=store)
+    with pytest.raises(ProblemError, match="not finite"):
+        disthess.stopping_report(disthess.Problem(model, loss="mse", batches=[(x * float("nan"), x[:, :1])]))
+    with pytest.raises(ConfigError, match="krylov"):
+        disthess.newton(problem, krylov=0)
     with pytest.raises(ConfigError, match="finite"):
         disthess.solve(store, np.where(right > 0, right, np.nan))
     report = disthess.stopping_report(problem)

@@ -132,6 +132,9 @@ def test_the_damped_inverse(outputs: int, inputs: int, seed: int, damping: float
 def test_singular_and_oblong_products_are_refused() -> None:
     with pytest.raises(ValueError, match="singular"):
         KroneckerResult(np.diag([1.0, 0.0]), np.eye(2), "nearest", 0.0, 1.0).solve(np.ones(4), 0.0)
+    for wrong in (np.ones(3), np.full(4, np.nan)):
+        with pytest.raises(ValueError, match="4 finite numbers"):
+            KroneckerResult(np.eye(2), np.eye(2), "nearest", 0.0, 1.0).solve(wrong, 1.0)
     with pytest.raises(ValueError, match="symmetric"):
         KroneckerResult(np.ones((2, 3)), np.ones((2, 3)), "nearest", 0.0, 1.0).solve(np.ones(4), 1.0)
 
