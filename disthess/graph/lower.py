@@ -7,7 +7,9 @@ is a function traced in place of the operation; the rewritten graph computes the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -214,7 +216,8 @@ def ctc_loss(*args: Any, **kwargs: Any) -> Any:
     raise RuleError("ctc_loss has no double backward in torch, so its Hessian cannot be computed; choose another loss.")
 
 
-def lowerings() -> dict[Any, Callable[..., Any]]:
+@lru_cache(maxsize=1)
+def lowerings() -> Mapping[Any, Callable[..., Any]]:
     """The table: operation overload to the function traced in its place."""
     aten = torch.ops.aten
     table: dict[Any, Callable[..., Any]] = {
@@ -250,4 +253,4 @@ def lowerings() -> dict[Any, Callable[..., Any]]:
     ]  # fmt: skip
     known = core_aten_decompositions()
     table.update({op: known[op] for op in elementary if op in known})
-    return table
+    return MappingProxyType(table)
