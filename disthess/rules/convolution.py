@@ -1,13 +1,17 @@
 """Convolutions: bilinear in input and weight, linear in the bias.
 
-K tangents of the input are K times as many samples of one convolution; K tangents of the weight are K times as many output
-channels of one convolution, or, where channels are grouped, derivatives by autograd.
+With ``f = C(x, w) + b``: ``f' = C(x', w) + C(x, w') + b'``; to x: ``C(., w)^T f'' + C(., w')^T delta``; to w likewise; to b the sum
+of ``f''``. K tangents of a value that has a batch axis are K times as many samples of one convolution; K of one that has none are
+K times as many channels of it. Grouped convolutions, asymmetric padding and inputs without batch axis go by autograd.
 """
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -15,6 +19,46 @@ from disthess.rules.base import AbstractRule, Call, Stack, Stacks
 from disthess.rules.generic import GenericRule
 
 INPUT, WEIGHT, BIAS = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Geometry:
+    """How the kernel moves.
+
+    Attributes:
+        stride: Per axis.
+        padding: Per axis, the same on both sides.
+        dilation: Per axis.
+        extra: Output padding of a transposed convolution, per axis.
+        transposed: Whether it is one.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    extra: tuple[int, ...]
+    transposed: bool
+
+    def run(self, source: Tensor, weight: Tensor) -> Tensor:
+        """``C(source, weight)``."""
+        return torch.ops.aten.convolution(
+            source, weight, None, self.stride, self.padding, self.dilation, self.transposed, self.extra, 1
+        )
+
+    def to_input(self, slope: Tensor, source: Tensor, weight: Tensor) -> Tensor:
+        """``C(., weight)^T slope``; only the shape of ``source`` counts."""
+        return self._back(slope, source, weight, 0)
+
+    def to_weight(self, slope: Tensor, source: Tensor, weight: Tensor) -> Tensor:
+        """``C(source, .)^T slope``; only the shape of ``weight`` counts."""
+        return self._back(slope, source, weight, 1)
+
+    def _back(self, slope: Tensor, source: Tensor, weight: Tensor, which: int) -> Tensor:
+        found = torch.ops.aten.convolution_backward(
+            slope, source, weight, None, self.stride, self.padding, self.dilation, self.transposed, self.extra, 1,
+            [which == 0, which == 1, False],
+        )  # fmt: skip
+        return found[which]
 
 
 @final
@@ -26,22 +70,28 @@ class ConvolutionRule(AbstractRule):
         transposed: Whether it is a transposed convolution.
     """
 
-    __slots__ = ("_axes", "_generic", "_transposed")
+    __slots__ = ("_axes", "_generic", "_inner", "_outer", "_transposed")
 
     def __init__(self, axes: int, transposed: bool = False) -> None:
         self._axes = axes
         self._transposed = transposed
         self._generic = GenericRule()
+        # Axes of the weight that run over channels of the input and of the output.
+        self._inner, self._outer = (0, 1) if transposed else (1, 0)
 
     @override
     def tangent(self, call: Call, tangents: Stacks) -> Stack:
-        if call.inputs[INPUT].ndim != self._axes + 2:
+        geometry = self._geometry(call)
+        if geometry is None:
             return self._generic.tangent(call, tangents)
+        x, weight = call.inputs[INPUT], call.inputs[WEIGHT]
         total: Tensor | None = None
         if INPUT in tangents:
-            total = self._on_inputs(call, tangents[INPUT], call.inputs[WEIGHT])
+            stack = tangents[INPUT]
+            total = geometry.run(stack.reshape(-1, *stack.shape[2:]), weight).unflatten(0, (stack.shape[0], -1))
         if WEIGHT in tangents:
-            term = self._on_weights(call, tangents[WEIGHT])
+            stack = tangents[WEIGHT]
+            term = _unfolded(geometry.run(x, _folded(stack, self._outer)), 1, len(stack))
             total = term if total is None else total + term
         if BIAS in tangents:
             shift = tangents[BIAS].reshape(-1, 1, call.output.shape[1], *[1] * self._axes)
@@ -54,6 +104,50 @@ class ConvolutionRule(AbstractRule):
     def cotangent(
         self, call: Call, cotangent: Stack | None, tangents: Stacks, wanted: tuple[int, ...]
     ) -> dict[int, Stack]:
+        geometry = self._geometry(call)
+        if geometry is None:
+            return self._by_autograd(call, cotangent, tangents, wanted)
+        found: dict[int, Stack] = {}
+        if INPUT in wanted:
+            _put(found, INPUT, self._to_input(geometry, call, cotangent, tangents.get(WEIGHT)))
+        if WEIGHT in wanted:
+            _put(found, WEIGHT, self._to_weight(geometry, call, cotangent, tangents.get(INPUT)))
+        if BIAS in wanted and cotangent is not None:
+            found[BIAS] = cotangent.sum((1, *range(cotangent.ndim - self._axes, cotangent.ndim)))
+        return found
+
+    @override
+    def cotangent_per_sample(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> Stack | None:
+        if slot != BIAS or cotangent is None or call.batch is None or call.batch.rows_per_sample != 1:
+            return None
+        return cotangent.flatten(3).sum(3) if cotangent.ndim > 3 else cotangent
+
+    def _to_input(self, geometry: _Geometry, call: Call, cotangent: Stack | None, moved: Stack | None) -> list[Stack]:
+        x, weight = call.inputs[INPUT], call.inputs[WEIGHT]
+        terms = []
+        if cotangent is not None:
+            flat = cotangent.reshape(-1, *cotangent.shape[2:])
+            like = x.new_empty(()).expand(flat.shape[0], *x.shape[1:])
+            terms.append(geometry.to_input(flat, like, weight).unflatten(0, (len(cotangent), -1)))
+        if moved is not None:
+            wide = x.new_empty(()).expand(x.shape[0], len(moved) * x.shape[1], *x.shape[2:])
+            terms.append(_unfolded(geometry.to_input(call.delta, wide, _folded(moved, self._inner)), 1, len(moved)))
+        return terms
+
+    def _to_weight(self, geometry: _Geometry, call: Call, cotangent: Stack | None, moved: Stack | None) -> list[Stack]:
+        x, weight = call.inputs[INPUT], call.inputs[WEIGHT]
+        terms = []
+        if cotangent is not None:
+            like = _wide(weight, self._outer, len(cotangent))
+            terms.append(_unfolded(geometry.to_weight(_folded(cotangent, 1), x, like), self._outer, len(cotangent)))
+        if moved is not None:
+            like = _wide(weight, self._inner, len(moved))
+            terms.append(_unfolded(geometry.to_weight(call.delta, _folded(moved, 1), like), self._inner, len(moved)))
+        return terms
+
+    def _by_autograd(
+        self, call: Call, cotangent: Stack | None, tangents: Stacks, wanted: tuple[int, ...]
+    ) -> dict[int, Stack]:
         found: dict[int, Stack] = {}
         if BIAS in wanted and cotangent is not None:
             spatial = range(cotangent.ndim - self._axes, cotangent.ndim)
@@ -64,40 +158,50 @@ class ConvolutionRule(AbstractRule):
             found.update(self._generic.cotangent(call, cotangent, held, rest))
         return found
 
-    @override
-    def cotangent_per_sample(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> Stack | None:
-        if slot != BIAS or cotangent is None or call.batch is None or call.batch.rows_per_sample != 1:
+    def _geometry(self, call: Call) -> _Geometry | None:
+        """None where channels are grouped, padding is not symmetric, or there is no batch axis."""
+        arguments = call.arguments
+        if int(arguments["groups"]) != 1 or call.inputs[INPUT].ndim != self._axes + 2:
             return None
-        return cotangent.flatten(3).sum(3) if cotangent.ndim > 3 else cotangent
-
-    def _on_inputs(self, call: Call, stack: Stack, weight: Tensor) -> Stack:
-        folded = stack.reshape(-1, *stack.shape[2:])
-        result = _plain(call, folded, weight)
-        return result.reshape(stack.shape[0], -1, *result.shape[1:])
-
-    def _on_weights(self, call: Call, stack: Stack) -> Stack:
-        groups = int(call.arguments["groups"])
-        if groups != 1:
-            return self._generic.tangent(call, {WEIGHT: stack})
-        count = stack.shape[0]
-        if self._transposed:
-            folded = stack.movedim(0, 1).reshape(stack.shape[1], -1, *stack.shape[3:])
+        stride, dilation = self._per_axis(arguments, "stride"), self._per_axis(arguments, "dilation")
+        kernel = call.inputs[WEIGHT].shape[2:]
+        padding = arguments["padding"]
+        if isinstance(padding, str):
+            reach = [step * (size - 1) if padding == "same" else 0 for step, size in zip(dilation, kernel, strict=True)]
+            if any(size % 2 for size in reach):
+                return None
+            around = tuple(size // 2 for size in reach)
         else:
-            folded = stack.reshape(-1, *stack.shape[2:])
-        result = _plain(call, call.inputs[INPUT], folded)
-        return result.unflatten(1, (count, -1)).movedim(1, 0)
+            around = self._per_axis(arguments, "padding")
+        extra = self._per_axis(arguments, "output_padding") if self._transposed else (0,) * self._axes
+        return _Geometry(stride, around, dilation, extra, self._transposed)
+
+    def _per_axis(self, arguments: Mapping[str, Any], name: str) -> tuple[int, ...]:
+        given = arguments[name]
+        values = (int(given),) if isinstance(given, int) else tuple(int(value) for value in given)
+        return values * self._axes if len(values) == 1 else values
 
 
-def _plain(call: Call, source: Tensor, weight: Tensor) -> Tensor:
-    """The same convolution of other operands, without bias."""
-    if len(call.inputs) > BIAS:
-        channels = (
-            weight.shape[0]
-            if not call.op.startswith("aten.conv_transpose")
-            else weight.shape[1] * int(call.arguments["groups"])
-        )
-        return call.run(source, weight, source.new_zeros(channels))
-    return call.run(source, weight)
+def _put(found: dict[int, Stack], slot: int, terms: list[Stack]) -> None:
+    if terms:
+        found[slot] = terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+
+def _folded(stack: Stack, axis: int) -> Tensor:
+    """``[K, a, b, ...]`` with tangents and the given axis in one: ``[K a, b, ...]`` for axis 0, ``[a, K b, ...]`` for axis 1."""
+    return stack.movedim(0, axis).flatten(axis, axis + 1)
+
+
+def _unfolded(value: Tensor, axis: int, count: int) -> Stack:
+    """Undo `_folded`."""
+    return value.unflatten(axis, (count, -1)).movedim(axis, 0)
+
+
+def _wide(weight: Tensor, axis: int, count: int) -> Tensor:
+    """Of the shape of K weights side by side along an axis; takes no memory."""
+    shape = list(weight.shape)
+    shape[axis] *= count
+    return weight.new_empty(()).expand(shape)
 
 
 def rules() -> dict[str, AbstractRule]:

@@ -57,11 +57,11 @@ class LinearRule(AbstractRule):
                 terms.append(torch.matmul(rows, tangents[WEIGHT]).reshape(-1, *call.inputs[INPUT].shape))
             _put(found, INPUT, terms)
         if WEIGHT in wanted:
-            terms = [] if cotangent is None else [_outer(_flat(cotangent), _rows(call.inputs[INPUT]))]
+            total = None if cotangent is None else _outer(_flat(cotangent), _rows(call.inputs[INPUT]), None)
             if INPUT in tangents:
-                flat = _flat(tangents[INPUT])
-                terms.append(torch.matmul(_rows(call.delta).T, flat))
-            _put(found, WEIGHT, terms)
+                total = _outer(_rows(call.delta), _flat(tangents[INPUT]), total)
+            if total is not None:
+                found[WEIGHT] = total
         if BIAS in wanted and cotangent is not None:
             found[BIAS] = _flat(cotangent).sum(1)
         return found
@@ -74,15 +74,12 @@ class LinearRule(AbstractRule):
         bent = None if cotangent is None else rows_by_sample(cotangent, call.batch, n, lead=1)
         if slot == BIAS:
             return None if bent is None else bent.sum(2)
-        rows = rows_by_sample(call.inputs[INPUT], call.batch_inputs[INPUT], n)
-        total = None if bent is None else _outer_per_sample(bent, rows)
+        total = None
+        if bent is not None:
+            total = _outer_per_sample(bent, rows_by_sample(call.inputs[INPUT], call.batch_inputs[INPUT], n), None)
         if INPUT in tangents:
-            delta = rows_by_sample(call.delta, call.batch, n)
             moved = rows_by_sample(tangents[INPUT], call.batch_inputs[INPUT], n, lead=1)
-            if total is not None and delta.shape[1] == 1:
-                return total.addcmul_(delta.transpose(1, 2), moved)
-            product = _outer_per_sample(delta.unsqueeze(0), moved)
-            total = product if total is None else total.add_(product)
+            total = _outer_per_sample(rows_by_sample(call.delta, call.batch, n), moved, total)
         return total
 
     @override
@@ -110,15 +107,31 @@ def _flat(stack: Stack) -> Tensor:
     return stack.reshape(stack.shape[0], -1, stack.shape[-1])
 
 
-def _outer(left: Tensor, right: Tensor) -> Tensor:
-    """``sum_rows left[k, row, o] right[row, i]`` as one product: ``[K, o, i]``."""
-    count, rows, outputs = left.shape
-    flat = left.transpose(1, 2).reshape(count * outputs, rows)
-    return (flat @ right).reshape(count, outputs, -1)
+def _outer(left: Tensor, right: Tensor, total: Tensor | None) -> Tensor:
+    """``sum_rows left[(k,) row, o] right[(k,) row, i]``, added to ``total`` in place if given: ``[K, o, i]``."""
+    count = left.shape[0] if left.ndim == 3 else right.shape[0]
+    # Strides, not copies: the product takes a transposed operand as it is, and one that all tangents share.
+    left, right = left.expand(count, *left.shape[-2:]), right.expand(count, *right.shape[-2:])
+    return _add_product(left.transpose(1, 2), right, total)
 
 
-def _outer_per_sample(left: Tensor, right: Tensor) -> Tensor:
-    """``sum_r left[k, n, r, o] right[(k,) n, r, i]``: ``[K, n, o, i]``; a plain product where a sample has one row."""
+def _outer_per_sample(left: Tensor, right: Tensor, total: Tensor | None) -> Tensor:
+    """``sum_r left[(k,) n, r, o] right[(k,) n, r, i]``, added to ``total`` in place if given: ``[K, n, o, i]``."""
     if left.shape[-2] == 1:
-        return left.transpose(-1, -2) * right
-    return torch.matmul(left.transpose(-1, -2), right)
+        left = left.transpose(-1, -2)
+        return left * right if total is None else total.addcmul_(left, right)
+    count = left.shape[0] if left.ndim == 4 else right.shape[0]
+    left, right = left.expand(count, *left.shape[-3:]), right.expand(count, *right.shape[-3:])
+    if total is None:
+        total = left.new_empty(count, left.shape[1], left.shape[3], right.shape[3])
+        for tangent in range(count):
+            torch.bmm(left[tangent].transpose(1, 2), right[tangent], out=total[tangent])
+        return total
+    for tangent in range(count):
+        _add_product(left[tangent].transpose(1, 2), right[tangent], total[tangent])
+    return total
+
+
+def _add_product(left: Tensor, right: Tensor, total: Tensor | None) -> Tensor:
+    # With out=, not in place: torch's FLOP counter sees the one and not the other.
+    return torch.bmm(left, right) if total is None else torch.baddbmm(total, left, right, out=total)

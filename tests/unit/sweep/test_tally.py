@@ -64,10 +64,10 @@ def test_a_rule_is_measured_in_tangents_and_samples() -> None:
 
 
 def test_a_rule_without_per_sample_rows_starts_anew_for_every_sample() -> None:
-    net = nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2), nn.Flatten()).double()
-    data = (torch.randn(5, 4).double(), torch.randn(5, 3).double())
+    net = nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2, padding="same"), nn.Flatten())
+    net, data = net.double(), (torch.randn(5, 4).double(), torch.randn(5, 12).double())
     problem = Problem(net, loss="mse", batches=[data])
     graph = build_programs(problem, frozenset(p.name for p in problem.parameters()))[0].graph
     conv = next(node.index for node in graph.nodes if node.op.startswith("aten.conv2d"))
-    # Once the convolution itself, then for each tangent the gradient of its weight: 12 multiply-adds each.
-    assert RuleMeter(graph).per_sample(conv, True, (), 1) == (Work(per_sample=12, per_pair=12), 12)
+    # Once the convolution itself, then for each tangent the gradient of its weight: 48 multiply-adds each (padded on one side: by autograd).
+    assert RuleMeter(graph).per_sample(conv, True, (), 1) == (Work(per_sample=48, per_pair=48), 48)
