@@ -29,6 +29,41 @@ Stacks = Mapping[int, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class Units:
+    """The stack of unit vectors ``first`` to ``last`` (not included) of a value, in flat order and round again, without its zeros.
+
+    >>> Units((2, 3), 1, 4).places
+    ((0, 0, 1), (1, 2, 0))
+    """
+
+    shape: tuple[int, ...]
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    @property
+    def places(self) -> tuple[tuple[int, ...], ...]:
+        """Where each has its one: an index per axis."""
+        places = []
+        for flat in range(self.first, self.last):
+            index: list[int] = []
+            for size in reversed(self.shape):
+                flat, here = divmod(flat, size)
+                index.append(here)
+            places.append(index[::-1])
+        return tuple(zip(*places, strict=True))
+
+    def dense(self, like: Tensor) -> Stack:
+        """``[K, *shape]``, in the type and on the device of ``like``."""
+        numel = math.prod(self.shape)
+        stack = like.new_zeros(len(self), numel)
+        stack[range(len(self)), [flat % numel for flat in range(self.first, self.last)]] = 1
+        return stack.reshape(len(self), *self.shape)
+
+
+@dataclass(frozen=True, slots=True)
 class Slot:
     """Stands for the i-th tensor argument inside ``Call.arguments``."""
 
@@ -93,6 +128,18 @@ class AbstractRule(abc.ABC):
             tangents: ``x_b'``; empty to leave S out. ``cotangent`` and ``tangents`` are not both empty.
             wanted: Slots to return. A slot may be left out of the result if its cotangent is zero.
         """
+
+    def add_units(self, call: Call, slot: int, units: Units, total: Stack | None) -> Stack:
+        """``total + D_a x_a'`` where the tangents of a slot are unit vectors; ``total`` may be written over."""
+        term = self.tangent(call, {slot: units.dense(call.inputs[slot])})
+        return term if total is None else total + term
+
+    def add_units_back(
+        self, call: Call, slot: int, units: Units, wanted: tuple[int, ...], found: dict[int, Stack]
+    ) -> None:
+        """Add ``S_ab x_b'`` to the stacks of ``found``, where the tangents of slot b are unit vectors."""
+        for other, term in self.cotangent(call, None, {slot: units.dense(call.inputs[slot])}, wanted).items():
+            found[other] = found[other] + term if other in found else term
 
     def cotangent_per_sample(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> Stack | None:
         """As `cotangent` for one slot that has no batch axis, before the sum over samples: ``[K, n, *input]``.

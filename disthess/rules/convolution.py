@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from disthess.rules.base import AbstractRule, Call, Stack, Stacks
+from disthess.rules.base import AbstractRule, Call, Stack, Stacks, Units
 from disthess.rules.generic import GenericRule
 
 INPUT, WEIGHT, BIAS = 0, 1, 2
@@ -115,6 +115,24 @@ class ConvolutionRule(AbstractRule):
         if BIAS in wanted and cotangent is not None:
             found[BIAS] = cotangent.sum((1, *range(cotangent.ndim - self._axes, cotangent.ndim)))
         return found
+
+    @override
+    def add_units(self, call: Call, slot: int, units: Units, total: Stack | None) -> Stack:
+        geometry = self._geometry(call)
+        if slot != WEIGHT or geometry is None or self._transposed:
+            return super().add_units(call, slot, units, total)
+        around = [size for size in reversed(geometry.padding) for _ in range(2)]
+        padded = torch.nn.functional.pad(call.inputs[INPUT], around)
+        shape = call.output.shape
+        whole = padded.new_zeros(len(units), *shape) if total is None else total.contiguous()
+        # W' has its one at [o, c, tap]: that output channel moves by an input channel, shifted.
+        for place, (output, channel, *tap) in enumerate(zip(*units.places, strict=True)):
+            window = tuple(
+                slice(start * gap, start * gap + (size - 1) * step + 1, step)
+                for start, gap, step, size in zip(tap, geometry.dilation, geometry.stride, shape[2:], strict=True)
+            )
+            whole[place, :, output] += padded[(slice(None), channel, *window)]
+        return whole
 
     @override
     def cotangent_per_sample(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> Stack | None:

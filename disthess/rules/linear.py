@@ -6,6 +6,8 @@ Stacks are multiplied as one tall matrix. With ``x`` ``[..., i]``, ``W`` ``[o, i
 * to ``x``   ``f'' W + delta W'``
 * to ``W``   ``sum_rows f''^T x + delta^T x'``
 * to ``b``   ``sum_rows f''``
+
+A unit vector of W moves one output by one input: no product is needed for it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from disthess.graph.batch import rows_by_sample
-from disthess.rules.base import AbstractRule, Call, Stack, Stacks
+from disthess.rules.base import AbstractRule, Call, Stack, Stacks, Units
 
 INPUT, WEIGHT, BIAS = 0, 1, 2
 
@@ -65,6 +67,30 @@ class LinearRule(AbstractRule):
         if BIAS in wanted and cotangent is not None:
             found[BIAS] = _flat(cotangent).sum(1)
         return found
+
+    @override
+    def add_units(self, call: Call, slot: int, units: Units, total: Stack | None) -> Stack:
+        if slot != WEIGHT:
+            return super().add_units(call, slot, units, total)
+        x = _rows(call.inputs[INPUT])
+        whole = x.new_zeros(len(units), *call.output.shape) if total is None else total.contiguous()
+        # W' has its one at [o, j]: z'[:, o] = x[:, j].
+        outputs, inputs = units.places
+        whole.view(len(units), *_rows(call.output).shape)[range(len(units)), :, outputs] += x[:, inputs].T
+        return whole
+
+    @override
+    def add_units_back(
+        self, call: Call, slot: int, units: Units, wanted: tuple[int, ...], found: dict[int, Stack]
+    ) -> None:
+        if slot != WEIGHT:
+            super().add_units_back(call, slot, units, wanted, found)
+        elif INPUT in wanted:
+            delta, shape = _rows(call.delta), call.inputs[INPUT].shape
+            whole = found[INPUT].contiguous() if INPUT in found else delta.new_zeros(len(units), *shape)
+            outputs, inputs = units.places
+            whole.view(len(units), -1, shape[-1])[range(len(units)), :, inputs] += delta[:, outputs].T
+            found[INPUT] = whole
 
     @override
     def cotangent_per_sample(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> Stack | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import final
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
 from disthess.graph.batch import rows_by_sample
 from disthess.graph.ir import Node
-from disthess.rules.base import AbstractRule, Call, Stack, Stacks
+from disthess.rules.base import AbstractRule, Call, Stack, Stacks, Units
 from disthess.rules.generic import LinearMapRule
 
 _PLACED = (
@@ -38,6 +39,21 @@ class EmbeddingRule(AbstractRule):
         stack = tangents[0][:, call.inputs[1]]
         padding = self._padding(call)
         return stack if padding is None else stack.masked_fill(padding.unsqueeze(-1), 0)
+
+    @override
+    def add_units(self, call: Call, slot: int, units: Units, total: Stack | None) -> Stack:
+        # A table of 30,000 rows is not formed for every tangent: its one entry shows where its row is used.
+        rows, columns = units.places
+        ids = call.inputs[1]
+        used = ids == torch.tensor(rows, device=ids.device).reshape(-1, *[1] * ids.ndim)
+        padding = self._padding(call)
+        if padding is not None:
+            used = used & ~padding
+        whole = call.inputs[0].new_zeros(len(units), *call.output.shape) if total is None else total.contiguous()
+        whole.view(len(units), -1, call.output.shape[-1])[range(len(units)), :, columns] += used.flatten(1).to(
+            whole.dtype
+        )
+        return whole
 
     @override
     def cotangent(

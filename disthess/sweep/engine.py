@@ -20,7 +20,7 @@ from disthess.graph.batch import rows_from_sample
 from disthess.graph.ir import Graph
 from disthess.graph.waves import leading_to
 from disthess.planning.source import SourcePlan
-from disthess.rules.base import Stack
+from disthess.rules.base import Stack, Units
 from disthess.store.layout import Layout, PanelSpec
 from disthess.sweep.abstract import AbstractEngine
 from disthess.sweep.activation import ActivationSink, Place, activation_targets, unit_activations
@@ -146,9 +146,7 @@ class GraphEngine(AbstractEngine):
         buffers: Mapping[Part, Buffers],
     ) -> None:
         value = self._parameters[plan.parameter]
-        seed = value.new_zeros(block.size, value.numel())
-        seed[torch.arange(block.size), torch.arange(block.start, block.stop)] = 1
-        tangents = forward(frame, dict.fromkeys(leaves, seed.reshape(block.size, *value.shape)))
+        tangents = forward(frame, dict.fromkeys(leaves, Units(tuple(value.shape), block.start, block.stop)))
         for part, held in buffers.items():
             reverse(frame, tangents, part, passed, ParameterSink(targets, held, offset))
 

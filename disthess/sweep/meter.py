@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from disthess.graph.ir import Graph, Node
 from disthess.planning.work import Work
+from disthess.rules.base import Units
 from disthess.sweep.frame import Frame
 from disthess.sweep.primal import Primal
 from disthess.types import Span
@@ -68,6 +69,26 @@ class RuleMeter:
         return self._measured(
             index, ("cotangent", bent, slots, wanted), self._samples, _cotangent(index, bent, slots, wanted)
         )
+
+    def units(self, index: int, slot: int) -> Work:
+        """``D_a x_a'`` of a node where the tangents of slot a are unit vectors."""
+
+        def run(frame: Frame, count: int) -> Slots:
+            frame.rule(index).add_units(frame.call(index), slot, _units(frame, index, slot, count), None)
+            return ()
+
+        return self._measured(index, ("units", slot), self._samples, run)[0]
+
+    def units_back(self, index: int, slot: int, wanted: Slots) -> tuple[Work, Slots]:
+        """``S_ab x_b'`` for the wanted slots a where the tangents of slot b are unit vectors, and those that are not zero."""
+
+        def run(frame: Frame, count: int) -> Slots:
+            found: dict[int, Tensor] = {}
+            units = _units(frame, index, slot, count)
+            frame.rule(index).add_units_back(frame.call(index), slot, units, wanted, found)
+            return tuple(found)
+
+        return self._measured(index, ("units back", slot, wanted), self._samples, run)
 
     def per_sample(self, index: int, bent: bool, slots: Slots, slot: int) -> tuple[Work, int]:
         """Rows of a slot for each sample, and how much of it is done anew whenever the stack is cut in two."""
@@ -164,6 +185,11 @@ def _counted(run: Callable[[Frame, int], Slots], frame: Frame, count: int) -> tu
 def _stacks(frame: Frame, index: int, slots: Slots, count: int) -> Mapping[int, Tensor]:
     call = frame.call(index)
     return {slot: _stack(call.inputs[slot], count) for slot in slots}
+
+
+def _units(frame: Frame, index: int, slot: int, count: int) -> Units:
+    shape = tuple(frame.call(index).inputs[slot].shape)
+    return Units(shape, 0, count)
 
 
 def _stack(value: Tensor, count: int) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any, final
 from disthess.graph.ir import Graph, Node
 from disthess.graph.waves import leading_to
 from disthess.planning.work import ReverseWork, SweepWork, Work
+from disthess.rules.base import Units
 from disthess.sweep.meter import RuleMeter
 from disthess.sweep.wave import AbstractSink, forward, reverse
 from disthess.types import PARTS, Part
@@ -82,13 +83,18 @@ class SweepTally:
         """
         passed = leading_to(self._graph, [node.index for node in targets])
         ahead = Tally()
-        tangents = forward(self._frame(ahead, True), _traces(seeds))
+        tangents = forward(self._frame(ahead, True), self._seeds(seeds))
         waves = []
         for part in self._parts:
             first = self._wave(tangents, part, passed, source, True)
             later = self._wave(tangents, part, passed, source, False) if self._shared else first
             waves.append(ReverseWork(part, first.work, later.work, tuple(first.repeated), first.symmetric))
         return SweepWork(ahead.work, tuple(waves), source.rows if source is not None else 1)
+
+    def _seeds(self, seeds: Sequence[int]) -> Any:
+        """Unit vectors at leaves, as the parameter basis has them; elsewhere stacks."""
+        nodes = [self._graph.nodes[index] for index in seeds]
+        return {node.index: Units(node.shape, 0, 1) if node.kind == "use" else Trace() for node in nodes}
 
     def _wave(
         self, tangents: Mapping[int, Any], part: Part, passed: Sequence[int], source: OutputSource | None, first: bool
@@ -134,6 +140,18 @@ class _TallyRule:
         self._tally.work += Work(work.once, 0, 0, work.per_tangent) if apart else work
         return dict.fromkeys(found, Trace(apart))
 
+    def add_units(self, call: int, slot: int, units: Units, total: Trace | None) -> Trace:
+        self._tally.work += self._meter.units(call, slot)
+        return Trace()
+
+    def add_units_back(
+        self, call: int, slot: int, units: Units, wanted: tuple[int, ...], found: dict[int, Trace]
+    ) -> None:
+        work, moved = self._meter.units_back(call, slot, wanted)
+        self._tally.work += work
+        for other in moved:
+            found.setdefault(other, Trace())
+
     def cotangent_per_sample(
         self, call: int, cotangent: Trace | None, tangents: Mapping[int, Trace], slot: int
     ) -> Trace:
@@ -177,10 +195,6 @@ class _TallySink(AbstractSink):
     def _multiply(self, leaf: int) -> None:
         if self._source is not None:
             self._tally.work += Work(per_pair=self._source.width * _size(self._graph.nodes[leaf]))
-
-
-def _traces(seeds: Sequence[int]) -> Any:
-    return {index: Trace() for index in seeds}
 
 
 def _size(node: Node) -> int:

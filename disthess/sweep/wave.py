@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from disthess.graph.ir import Node
-from disthess.rules.base import Call, Stack
+from disthess.rules.base import Call, Stack, Units
 from disthess.sweep.frame import Frame
 from disthess.sweep.single import one_sample
 from disthess.types import Part
@@ -47,31 +48,40 @@ class AbstractSink(abc.ABC):
         raise NotImplementedError
 
 
-def forward(frame: Frame, seeds: Mapping[int, Stack]) -> dict[int, Stack]:
+@overload
+def forward(frame: Frame, seeds: Mapping[int, Stack]) -> dict[int, Stack]: ...
+@overload
+def forward(frame: Frame, seeds: Mapping[int, Stack | Units]) -> dict[int, Stack | Units]: ...
+def forward(frame: Frame, seeds: Mapping[int, Stack | Units]) -> Any:
     """Tangents of every node that a seed reaches, ``[K, *value]`` each.
 
     Args:
         frame: The microbatch.
-        seeds: Tangents added at nodes: at a use leaf its own, at an operation a perturbation of its output.
+        seeds: Tangents added at nodes: at a use leaf its own, at an operation a perturbation of its output. Unit vectors
+            may be given as such at leaves.
 
     Returns:
         By node index; nodes not reached are left out (zero).
     """
-    tangents: dict[int, Stack] = {}
+    tangents: dict[int, Stack | Units] = {}
     for node in frame.primal.graph.nodes[min(seeds) :]:
         if not node.live or node.region == "total":
             continue
-        found = _tangents_of(frame, node, tangents)
-        stack = frame.rule(node.index).tangent(frame.call(node.index), found) if found else None
+        found, units = _tangents_of(frame, node, tangents)
+        stack: Stack | Units | None = None
+        if found or units:
+            stack = _tangent(frame, node.index, found, units)
         seed = seeds.get(node.index)
         if seed is not None:
-            stack = seed if stack is None else stack + seed
+            stack = seed if stack is None else _both(stack, seed)
         if stack is not None:
             tangents[node.index] = stack
     return tangents
 
 
-def reverse(frame: Frame, tangents: Mapping[int, Stack], part: Part, passed: Sequence[int], sink: AbstractSink) -> None:
+def reverse(
+    frame: Frame, tangents: Mapping[int, Stack | Units], part: Part, passed: Sequence[int], sink: AbstractSink
+) -> None:
     """The reverse wave, handing each target leaf's rows to ``sink``.
 
     Args:
@@ -95,10 +105,9 @@ def reverse(frame: Frame, tangents: Mapping[int, Stack], part: Part, passed: Seq
             if cotangent is not None and node.kind == "use":
                 sink.take(index, cotangent)
             continue
-        kept = _tangents_of(frame, node, tangents) if _keeps_curvature(frame, node, part) else {}
-        if cotangent is None and not kept:
-            continue
-        _node_step(frame, node, cotangent, kept, members, sink, cotangents)
+        kept, units = _tangents_of(frame, node, tangents) if _keeps_curvature(frame, node, part) else ({}, {})
+        if cotangent is not None or kept or units:
+            _node_step(frame, node, cotangent, kept, units, members, sink, cotangents)
 
 
 def _node_step(
@@ -106,6 +115,7 @@ def _node_step(
     node: Node,
     cotangent: Stack | None,
     kept: Mapping[int, Stack],
+    units: Mapping[int, Units],
     members: frozenset[int],
     sink: AbstractSink,
     cotangents: dict[int, Stack],
@@ -123,7 +133,10 @@ def _node_step(
                 rows = per_sample_rows(frame, node.index, call, slot, cotangent, kept)
                 _add(cotangents, refs[slot], rows.flatten(0, 1))
     if wanted:
-        for slot, stack in rule.cotangent(call, cotangent, kept, wanted).items():
+        found = rule.cotangent(call, cotangent, kept, wanted) if cotangent is not None or kept else {}
+        for slot, unit in units.items():
+            rule.add_units_back(call, slot, unit, wanted, found)
+        for slot, stack in found.items():
             _add(cotangents, refs[slot], stack)
 
 
@@ -151,10 +164,34 @@ def _keeps_curvature(frame: Frame, node: Node, part: Part) -> bool:
     return part == "hessian" or node.in_model == (part == "residual")
 
 
-def _tangents_of(frame: Frame, node: Node, tangents: Mapping[int, Stack]) -> dict[int, Stack]:
-    if node.kind != "op":
-        return {}
-    return {slot: tangents[ref] for slot, ref in enumerate(frame.slots(node.index)) if ref in tangents}
+def _tangents_of(
+    frame: Frame, node: Node, tangents: Mapping[int, Stack | Units]
+) -> tuple[dict[int, Stack], dict[int, Units]]:
+    """Of a node's arguments, by slot: stacks, and unit vectors."""
+    stacks: dict[int, Stack] = {}
+    units: dict[int, Units] = {}
+    if node.kind == "op":
+        for slot, ref in enumerate(frame.slots(node.index)):
+            tangent = tangents.get(ref)
+            if isinstance(tangent, Units):
+                units[slot] = tangent
+            elif tangent is not None:
+                stacks[slot] = tangent
+    return stacks, units
+
+
+def _tangent(frame: Frame, index: int, found: Mapping[int, Stack], units: Mapping[int, Units]) -> Stack | None:
+    rule, call = frame.rule(index), frame.call(index)
+    stack = rule.tangent(call, found) if found else None
+    for slot, unit in units.items():
+        stack = rule.add_units(call, slot, unit, stack)
+    return stack
+
+
+def _both(stack: Stack | Units, seed: Stack | Units) -> Stack:
+    if isinstance(stack, Units) or isinstance(seed, Units):
+        raise AssertionError("unit vectors are seeds of leaves, which have no other tangents")
+    return stack + seed
 
 
 def _add(stacks: dict[int, Tensor], index: int, stack: Tensor) -> None:

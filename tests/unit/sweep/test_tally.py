@@ -37,15 +37,15 @@ def test_the_output_basis_of_a_chain_costs_what_the_formula_says() -> None:
 
 
 def test_the_parameter_basis_of_a_chain_costs_what_the_formula_says() -> None:
-    """Per sample and row of layer v: ``p_v`` forward, ``2 p_l`` through each later layer, and its rows: D^T f'' and S x'."""
+    """Per sample and row of layer v: nothing forward, ``2 p_l`` through each later layer, and its rows: D^T f'' and S x'."""
     widths = (4, 6, 3, 5)
     sizes = [before * after for before, after in pairwise(widths)]
     plan = prepare(chain(*widths), Options(parameters="*.weight", basis="parameter")).plan
     wanted = 0
     for place, own in enumerate(sizes):
         later = sum(sizes[place + 1 :])
-        # Of the source itself the rows are D^T f'' alone: its input does not move.
-        wanted += own * (own + later + later + own + 2 * later)
+        # A unit vector of the source takes no product, and of its own rows there is D^T f'' alone: its input does not move.
+        wanted += own * (later + later + own + 2 * later)
     assert plan.product_flops == 2 * SAMPLES * wanted
 
 
