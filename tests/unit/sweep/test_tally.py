@@ -69,5 +69,6 @@ def test_a_rule_without_per_sample_rows_starts_anew_for_every_sample() -> None:
     problem = Problem(net, loss="mse", batches=[data])
     graph = build_programs(problem, frozenset(p.name for p in problem.parameters()))[0].graph
     conv = next(node.index for node in graph.nodes if node.op.startswith("aten.conv2d"))
-    # Once the convolution itself, then for each tangent the gradient of its weight: 48 multiply-adds each (padded on one side: by autograd).
+    # Padded on one side, so by autograd: once the convolution itself, then for each tangent the gradient of its weight, 48
+    # multiply-adds each.
     assert RuleMeter(graph).per_sample(conv, True, (), 1) == (Work(per_sample=48, per_pair=48), 48)
