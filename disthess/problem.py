@@ -64,10 +64,8 @@ class ObjectiveModule(nn.Module):
         super().__init__()
         self.model = model
         self.recipe = recipe
-        self.train(model.training)
-        # train() reached into the model's children: put their modes back as the user had set them.
-        for module, mode in recipe.modes(model):
-            module.training = mode
+        # Not by train(), which reaches into the model: its children keep the modes that the user gave them.
+        self.training = model.training
 
     def forward(self, batch: Any) -> Tensor:
         """The objective on one batch."""
@@ -82,10 +80,6 @@ class Recipe:
         self.loss = loss
         self.objective = objective
         self.reduction: Reduction = reduction
-
-    def modes(self, model: nn.Module) -> list[tuple[nn.Module, bool]]:
-        """Each module's training flag."""
-        return [(module, module.training) for module in model.modules()]
 
     def evaluate(self, model: nn.Module, batch: Any) -> Tensor:
         """The objective of ``model`` on ``batch``."""

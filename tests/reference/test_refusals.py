@@ -118,7 +118,7 @@ def test_a_bad_problem_is_refused_by_name(make: Callable[[], disthess.Problem], 
         ({"parts": ("hesian",)}, "parts must be"),
         ({"dtype": "float16"}, "dtype must be one of"),
         ({"parameters": "0.wieght"}, "0.weight"),
-        ({"workers": 2}, "executor='ray'"),
+        ({"workers": 2}, "executor='threads' or 'ray'"),
         ({"threads": 0}, "positive whole number"),
         ({"colour": "red"}, "unknown option colour"),
         ({"method": "magic"}, "method must be one of"),
@@ -325,3 +325,16 @@ def test_a_model_that_casts_to_float32_inside_is_certified_to_that_precision(tmp
     assert np.linalg.norm(store.dense() - wanted) <= 1e-5 * np.linalg.norm(wanted)
     assert "casts to float32" in store.attributes["method_reason"]
     assert store.certificate().tolerance == 1e-4
+
+
+def test_training_flags_of_children_stay_as_the_user_set_them() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Linear(3, 1))
+    model.train()
+    model[1].eval()
+    problem = disthess.Problem(model, loss="mse", batches=[(torch.randn(4, 3), torch.randn(4, 1))])
+    objective = problem.module()
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+    assert objective.training
+    batch = problem.batches[0]
+    with torch.no_grad():
+        assert float(problem.value(batch)) == float(problem.value(batch)), "dropout stays off"
