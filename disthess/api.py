@@ -19,6 +19,7 @@ from disthess.execute.memory import available_memory_bytes
 from disthess.execute.progress import make_progress
 from disthess.execute.signals import stop_on_signals
 from disthess.execute.task import AbstractJob
+from disthess.execute.thread_executor import ThreadExecutor
 from disthess.execute.tile_job import AutogradJob, GraphJob
 from disthess.fingerprint import fingerprint
 from disthess.formalism.clarke import ELEMENTS, ClarkeHessian, Element, combine
@@ -101,7 +102,7 @@ def compute(
         certify: Whether to end with the certificate ``|H x - hvp(x)|``.
         **options: ``parts`` (any of ``hessian``, ``ggn``, ``residual``; default hessian), ``parameters`` (globs; default
             all), ``dtype`` (default the model's), ``method`` (``auto``, ``graph``, ``autograd``), ``shared`` (``auto``,
-            ``uses``, ``sum``), ``basis`` (``output`` or ``parameter`` to force one), ``executor`` (``serial`` or ``ray``),
+            ``uses``, ``sum``), ``basis`` (``output``, ``parameter``: forced), ``executor`` (``serial``, ``threads``, ``ray``),
             ``workers``, ``threads`` (per worker), ``device``, ``memory_bytes`` (per worker, refuse above), ``address`` (of a
             Ray cluster), ``activations`` (names or globs of modules or nodes whose activation blocks H^f are stored too),
             ``activations_per_sample`` (keep them sample by sample), ``sections`` (names for ranges of parameters, such as
@@ -342,6 +343,8 @@ def _open_or_create(path: str, plan: Plan, identity: dict[str, Any], sections: M
 def _executor(plan: Plan, options: Options) -> AbstractExecutor:
     if options.executor == "serial":
         return SerialExecutor(plan.threads, plan.device)
+    if options.executor == "threads":
+        return ThreadExecutor(plan.workers, plan.threads, plan.device)
     # Only a run on Ray loads ray.
     from disthess.execute.ray_executor import RayExecutor
 

@@ -65,7 +65,7 @@ class ComputeSection(_Section):
     dtype: DType | None = None
     method: Literal["auto", "graph", "autograd"] = "auto"
     shared: Literal["auto", "uses", "sum"] = "auto"
-    executor: Literal["serial", "ray"] = "serial"
+    executor: Literal["serial", "threads", "ray"] = "serial"
     workers: Count | None = None
     threads: Count | None = None
     device: str | None = None

@@ -45,7 +45,7 @@ class Options:
     method: Literal["auto", "graph", "autograd"] = "auto"
     shared: Sharing = "auto"
     basis: Basis | None = None
-    executor: Literal["serial", "ray"] = "serial"
+    executor: Literal["serial", "threads", "ray"] = "serial"
     workers: int | None = None
     threads: int | None = None
     device: str | None = None
@@ -306,7 +306,7 @@ def _check_options(options: Options) -> None:
             raise ConfigError(f"{key} must be a positive whole number, got {value!r}.")
     if options.executor == "serial" and options.workers not in (None, 1):
         raise ConfigError(
-            f"workers={options.workers} needs executor='ray'; the serial executor is one worker with threads."
+            f"workers={options.workers} needs executor='threads' or 'ray'; the serial executor is one worker with threads."
         )
 
 
@@ -315,5 +315,5 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "method": ("auto", "graph", "autograd"),
     "shared": ("auto", "uses", "sum"),
     "basis": (None, "output", "parameter"),
-    "executor": ("serial", "ray"),
+    "executor": ("serial", "threads", "ray"),
 }

@@ -17,6 +17,7 @@ class ExecutorName(enum.StrEnum):
     """Who computes the tiles."""
 
     serial = "serial"
+    threads = "threads"
     ray = "ray"
 
 
@@ -63,7 +64,10 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the rand
 StoreOption = Annotated[
     Path | None, typer.Option("--store", metavar="S", help="Write here, not to the run file's store.")
 ]
-ExecutorOption = Annotated[ExecutorName | None, typer.Option("--executor", help="In this process, or Ray actors.")]
+ExecutorOption = Annotated[
+    ExecutorName | None,
+    typer.Option("--executor", help="Tile by tile, or workers: threads of this process, or Ray actors."),
+]
 WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, metavar="N", help="How many Ray actors.")]
 ThreadsOption = Annotated[
     int | None,

@@ -105,7 +105,7 @@ class SerialExecutor(AbstractExecutor):
         listener.notify(started(tiles, 1))
         worker: AbstractWorker | None = None
         try:
-            worker = self._open(job)
+            worker = open_worker(job, self._device, self._threads)
             while not stop.is_set and (tile := dispatcher.take(0)) is not None:
                 result = attempt_tile(worker, tile)
                 if not isinstance(result, Failure):
@@ -121,11 +121,17 @@ class SerialExecutor(AbstractExecutor):
             listener.notify(ended(dispatcher, dispatcher.queued > 0, time.perf_counter() - begin))
         return outcome_of(dispatcher, dispatcher.queued > 0)
 
-    def _open(self, job: AbstractJob) -> AbstractWorker:
-        try:
-            return job.open(job.weights, 0, self._device, self._threads)
-        except DisthessError:
-            raise
-        except Exception as error:
-            message = failure_of(error, None).message
-            raise ExecutionError(f"No worker could be opened: {message}. What was done before is kept.") from error
+
+def open_worker(job: AbstractJob, device: str, threads: int) -> AbstractWorker:
+    """A worker in this process.
+
+    Raises:
+        ExecutionError: It cannot be opened, and why.
+    """
+    try:
+        return job.open(job.weights, 0, device, threads)
+    except DisthessError:
+        raise
+    except Exception as error:
+        message = failure_of(error, None).message
+        raise ExecutionError(f"No worker could be opened: {message}. What was done before is kept.") from error

@@ -114,12 +114,18 @@ class DeviceSettings:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ExecutionError(f"device {device!r} was asked for, but torch sees no GPU here. Use device='cpu'.")
         self.device = torch.device(device)
+        self._wanted = threads
         self._threads = torch.get_num_threads()
         self._precision = torch.get_float32_matmul_precision()
         self._tf32 = torch.backends.cudnn.allow_tf32
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
+
+    def enter_thread(self) -> None:
+        """Set the number of threads in the calling thread: torch keeps it for each of them."""
+        if torch.get_num_threads() != self._wanted:
+            torch.set_num_threads(self._wanted)
 
     def restore(self) -> None:
         """Undo what the constructor set."""
@@ -144,6 +150,7 @@ class TileWorker(AbstractWorker):
     @override
     def compute(self, tile: Tile) -> TileRecord:
         started = time.perf_counter()
+        self._settings.enter_thread()
         arrays = self._engine.compute(tile.source, tile.span)
         checksum, written = self._store.write_tile(tile, arrays)
         seconds = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""The store's arrays have the same bytes whoever computed them: serial, one or two Ray workers, killed and resumed."""
+"""The store's arrays have the same bytes whoever computed them: serial, threads, one or two Ray workers, killed and resumed."""
 
 from __future__ import annotations
 
@@ -54,6 +54,11 @@ def test_the_serial_store_has_panels_and_uses(serial: dict[str, bytes]) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ray_writes_the_same_bytes(workers: int, serial: dict[str, bytes], tmp_path: Path) -> None:
     disthess.compute(problem(), tmp_path / "run.zarr", executor="ray", workers=workers, **OPTIONS)
+    assert array_bytes(tmp_path / "run.zarr") == serial
+
+
+def test_threads_write_the_same_bytes(serial: dict[str, bytes], tmp_path: Path) -> None:
+    disthess.compute(problem(), tmp_path / "run.zarr", executor="threads", workers=3, **OPTIONS)
     assert array_bytes(tmp_path / "run.zarr") == serial
 
 

@@ -1,0 +1,103 @@
+"""Workers as threads: the same contract as the serial executor, several tiles at a time."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import toy_job as toys
+
+from disthess.errors import ExecutionError, StoreError
+from disthess.execute.signals import StopFlag
+from disthess.execute.thread_executor import ThreadExecutor
+from disthess.store.layout import Tile, TileRecord
+
+
+def test_every_tile_is_computed_once_by_one_opened_job(tmp_path: Path) -> None:
+    recorder = toys.Recorder()
+    outcome = ThreadExecutor(3, 1).run(toys.ToyJob(tmp_path), toys.make_tiles(7, 3), recorder, StopFlag())
+    assert (outcome.finished, outcome.failures, outcome.stopped) == (7, (), False)
+    assert sorted(recorder.done) == list(range(7))
+    assert {(tmp_path / f"tries-{tile}").read_text() for tile in range(7)} == {"x"}
+    weights = np.arange(9.0).reshape(3, 3)
+    np.testing.assert_array_equal(np.load(tmp_path / "tile-6.npy"), weights @ weights * 6)
+    assert [path.name for path in tmp_path.glob("opened-*")] == ["opened-0"]
+    assert (tmp_path / "closed-0").exists()
+
+
+def test_two_tiles_are_under_way_together(tmp_path: Path) -> None:
+    meeting = threading.Barrier(2, timeout=20)
+
+    class Worker(toys.ToyWorker):
+        def compute(self, tile: Tile) -> TileRecord:
+            meeting.wait()
+            return super().compute(tile)
+
+    class Job(toys.ToyJob):
+        def open(self, weights: object, worker: int, device: str, threads: int) -> Worker:
+            return Worker(tmp_path, self.weights, worker, {})
+
+    outcome = ThreadExecutor(2).run(Job(tmp_path), toys.make_tiles(4, 2), toys.Recorder(), StopFlag())
+    assert outcome.finished == 4, "each tile waits for another one to be computed at the same time"
+
+
+def test_a_tile_is_tried_twice_and_the_rest_goes_on(tmp_path: Path) -> None:
+    recorder = toys.Recorder()
+    job = toys.ToyJob(tmp_path, {0: "raise", 1: "raise once", 2: "memory"})
+    outcome = ThreadExecutor(2).run(job, toys.make_tiles(6, 2), recorder, StopFlag())
+    assert sorted(recorder.done) == [1, 3, 4, 5]
+    assert [tile for tile, _ in outcome.failures] == [0, 2]
+    assert (recorder.end.finished, recorder.end.failed, recorder.end.stopped) == (4, 2, False)
+
+
+def test_a_full_disk_ends_the_run_and_tiles_in_flight_are_finished(tmp_path: Path) -> None:
+    recorder = toys.Recorder()
+    job = toys.ToyJob(tmp_path, {0: "full", 1: "slow"})
+    with pytest.raises(StoreError, match="No space"):
+        ThreadExecutor(2).run(job, toys.make_tiles(40, 2), recorder, StopFlag())
+    assert 1 in recorder.done
+    assert recorder.end.stopped
+    assert (tmp_path / "closed-0").exists()
+
+
+def test_the_flag_stops_between_tiles(tmp_path: Path) -> None:
+    stop = StopFlag()
+
+    class Stopper(toys.Recorder):
+        def notify(self, event: object) -> None:
+            super().notify(event)
+            if len(self.done) == 2:
+                stop.set()
+
+    recorder = Stopper()
+    outcome = ThreadExecutor(2).run(toys.ToyJob(tmp_path), toys.make_tiles(40, 2), recorder, stop)
+    assert outcome.stopped
+    assert 2 <= outcome.finished <= 4
+
+
+def test_a_worker_that_does_not_open_is_one_clear_error(tmp_path: Path) -> None:
+    recorder = toys.Recorder()
+    with pytest.raises(ExecutionError, match="could be opened: ValueError: no such model"):
+        ThreadExecutor(2).run(
+            toys.ToyJob(tmp_path, open_fault="no such model"), toys.make_tiles(2), recorder, StopFlag()
+        )
+    assert recorder.end.finished == 0
+
+
+def test_threads_of_linear_algebra_are_put_back() -> None:
+    from disthess.execute.tile_job import DeviceSettings
+
+    before = torch.get_num_threads()
+    settings = DeviceSettings("cpu", before + 1)
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: (settings.enter_thread(), seen.append(torch.get_num_threads())))
+    thread.start()
+    thread.join()
+    settings.restore()
+    assert (seen, torch.get_num_threads()) == ([before + 1], before)
