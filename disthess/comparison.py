@@ -317,7 +317,7 @@ class _Comparing:
         self._watch(name)
         started = time.perf_counter()
         prepared = prepare(self._problem, Options(**self._options), checked=False)
-        operator = HessianOperator(prepared.problem, prepared.names, exact.store.numel)
+        operator = HessianOperator(prepared.problem, prepared.names, exact.store.numel, prepared.programs)
         found = low_rank(operator, rank)
         seconds = time.perf_counter() - started
         # Its own error is measured against the stored matrix, as all others are: |H - V L V^T|^2 by V^T H V.

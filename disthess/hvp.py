@@ -56,17 +56,21 @@ class GradientTape:
         """``weight * d objective / d theta``, flat ``[P]``."""
         return torch.cat([gradient.detach().reshape(-1) for gradient in self._gradients])
 
-    def product(self, vector: Tensor) -> Tensor:
-        """``H v`` of this batch: ``[P]`` from ``[P]``."""
-        inner = sum(
-            (gradient * part.reshape(gradient.shape)).sum()
-            for gradient, part in zip(self._gradients, self._split(vector), strict=True)
-        )
-        if not isinstance(inner, Tensor) or not inner.requires_grad:
-            return torch.zeros_like(vector)
+    def product(self, vector: Tensor, out: Tensor | None = None) -> Tensor:
+        """``H v`` of this batch: ``[P]`` from ``[P]``, into ``out`` if it is given."""
+        parts = zip(self._gradients, self._split(vector), strict=True)
+        live = [(gradient, part.reshape(gradient.shape)) for gradient, part in parts if gradient.requires_grad]
+        if not live:
+            return torch.zeros_like(vector) if out is None else out.zero_()
         with twice():
-            result = torch.autograd.grad(inner, self._leaves, retain_graph=True, materialize_grads=True)
-        return torch.cat([entry.reshape(-1) for entry in result])
+            result = torch.autograd.grad(
+                [gradient for gradient, _ in live],
+                self._leaves,
+                [part for _, part in live],
+                retain_graph=True,
+                materialize_grads=True,
+            )
+        return torch.cat([entry.reshape(-1) for entry in result], out=out)
 
     def products(self, vectors: Tensor) -> Tensor:
         """``H v_k`` for K vectors at once: ``[K, P]`` from ``[K, P]``; by a loop where an operation cannot be batched."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from disthess import hvp
 from disthess.api import run_prepared
 from disthess.errors import ConfigError
+from disthess.graph.program import Program
 from disthess.linalg.lanczos import extreme_eigenpairs
 from disthess.linalg.model import QuadraticModel, complete_model, krylov_model
 from disthess.linalg.operator import AbstractSymmetricOperator
@@ -115,12 +116,16 @@ class Curvature:
         self._free = landscape.size > DENSE if matrix_free is None else matrix_free
         self._krylov = krylov
         self._prepared: Prepared | None = None
+        self._programs: Sequence[Program] | None = None
 
     def operator(self, number: int) -> AbstractSymmetricOperator:
         """Products with it."""
         if self._folder is not None:
             return self._store(number).symmetric_operator()
-        return HessianOperator(self._landscape.problem, self._landscape.names, self._landscape.size)
+        here = self._landscape
+        found = HessianOperator(here.problem, here.names, here.size, self._programs)
+        self._programs = found.programs
+        return found
 
     def model(self, gradient: np.ndarray, number: int) -> QuadraticModel:
         """The quadratic model there."""
