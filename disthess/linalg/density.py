@@ -48,6 +48,9 @@ def spectral_density(
 ) -> DensityResult:
     """Estimate the spectral density.
 
+    All probes are multiplied in one block, so that a store is read once per step. Vectors take ``probes * steps * P * 8`` bytes
+    at most.
+
     Args:
         operator: Symmetric.
         probes: Start vectors, multiplied together.
@@ -83,23 +86,31 @@ def _krylov(operator: AbstractSymmetricOperator, start: np.ndarray, steps: int) 
 
     Each new block is orthogonalised twice against all before it; the space ends early where it is invariant.
     """
-    basis = last = start
+    last = start
+    # One allocation for all steps, vectors as rows: memory is taken as they are written, and none is copied to grow.
+    room = np.empty((min(operator.size, start.shape[1] * steps), operator.size))
+    count = start.shape[1]
+    room[:count] = start.T
     columns: list[np.ndarray] = []
     for step in range(steps):
+        # One product for all probes: a store is read once per step.
         image = np.asarray(operator.matmat(last), dtype=np.float64)
         scale = max(float(np.linalg.norm(image)), 1e-300)
+        basis = room[:count].T
         border = basis.T @ image
         columns.append(border)
         if step == steps - 1:
             break
         image = image - basis @ border
         image = image - basis @ (basis.T @ image)
-        left, sizes, _ = np.linalg.svd(image, full_matrices=False)
-        last = left[:, sizes > 1e-10 * scale][:, : operator.size - basis.shape[1]]
+        outer, inner = np.linalg.qr(image)
+        left, sizes, _ = np.linalg.svd(inner)
+        last = outer @ left[:, sizes > 1e-10 * scale][:, : operator.size - count]
         if last.shape[1] == 0:
             break
         last = np.linalg.qr(last - basis @ (basis.T @ last))[0]
-        basis = np.concatenate([basis, last], axis=1)
+        room[count : count + last.shape[1]] = last.T
+        count += last.shape[1]
     return _assembled(columns)
 
 

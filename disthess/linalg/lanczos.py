@@ -27,7 +27,10 @@ BLOCK = 8
 """Vectors multiplied at once."""
 
 MAX_BASIS = 400
-"""Vectors kept, at least; ``16 P`` bytes each."""
+"""Vectors kept at most, unless more than 92 eigenpairs are wanted; ``16 P`` bytes each. See `basis_bytes`."""
+
+ROTATED = 4096
+"""Entries of all vectors that a restart rotates at a time."""
 
 MAX_PRODUCTS = 20_000
 """Products after which what has been found is returned, with residuals that say how far it got."""
@@ -89,6 +92,7 @@ def extreme_eigenpairs(
     seed: int = 0,
     tolerance: float | None = None,
     vectors: bool = False,
+    memory_bytes: int | None = None,
 ) -> EigenResult:
     """The ``k`` largest, ``k`` smallest (most negative), or ``k`` of each.
 
@@ -99,6 +103,7 @@ def extreme_eigenpairs(
         seed: Of the start vector.
         tolerance: Residual over the largest magnitude that counts as converged; default 1e-9 in float64, 1e-6 in float32.
         vectors: Whether to return them.
+        memory_bytes: What the basis and its image may take; default and least as `basis_bytes` says.
 
     Returns:
         Values in ascending order, each with its residual.
@@ -121,7 +126,9 @@ def extreme_eigenpairs(
     if operator.size <= max(DENSE_SIZE, 2 * ends * k + 1):
         basis, scale = _dense(counted, k, which)
     else:
-        basis, scale = _iterative(counted, k, which, seed, allowed)
+        basis, scale = _iterative(
+            counted, k, which, seed, allowed, basis_columns(operator.size, k, which, memory_bytes)
+        )
     image = counted.matmat(basis)
     values = np.einsum("pk,pk->k", basis, image)
     order = np.argsort(values, kind="stable")
@@ -141,33 +148,109 @@ def _dense(operator: _Counting, k: int, which: Which) -> tuple[np.ndarray, float
     return basis[:, sorted({*low, *high})], max(float(np.abs(values).max()), np.finfo(np.float64).tiny)
 
 
-def _iterative(operator: _Counting, k: int, which: Which, seed: int, tolerance: float) -> tuple[np.ndarray, float]:
+def basis_columns(size: int, k: int, which: Which = "both", memory_bytes: int | None = None) -> int:
+    """How many vectors `extreme_eigenpairs` keeps at most.
+
+    Args:
+        size: ``P``.
+        k: As given there.
+        which: As given there.
+        memory_bytes: As given there.
+
+    Returns:
+        ``min(MAX_BASIS, memory_bytes / 16 P)``, but no fewer than ``4 wanted + 4 BLOCK``, without which restarts lose what was
+        found, and no more than ``P``.
+
+    >>> basis_columns(1_000_000, 10), basis_columns(1_000_000, 10, memory_bytes=3_200_000_000)
+    (400, 200)
+    """
+    wanted = 2 * k if which == "both" else k
+    allowed = MAX_BASIS if memory_bytes is None else min(MAX_BASIS, memory_bytes // (16 * size))
+    return min(size, max(allowed, 4 * wanted + 4 * BLOCK))
+
+
+def basis_bytes(size: int, k: int, which: Which = "both", memory_bytes: int | None = None) -> int:
+    """The memory bound of `extreme_eigenpairs`: ``columns * P * 8`` bytes for the basis V and as much for HV.
+
+    Besides there are a few blocks of ``wanted + 4 BLOCK`` vectors, and what the operator takes.
+
+    >>> basis_bytes(1_000_000, 10)
+    6400000000
+    """
+    return 2 * basis_columns(size, k, which, memory_bytes) * size * 8
+
+
+@final
+class _Space:
+    """The basis V, its image HV and ``V^T H V``: memory asked for once, vectors as rows, pages taken as they are written."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.limit = limit
+        self.count = 0
+        self._vectors = np.empty((limit, size))
+        self._images = np.empty((limit, size))
+        self._small = np.zeros((limit, limit))
+
+    @property
+    def basis(self) -> np.ndarray:
+        """``V``, ``[P, count]``."""
+        return self._vectors[: self.count].T
+
+    @property
+    def image(self) -> np.ndarray:
+        """``HV``, ``[P, count]``."""
+        return self._images[: self.count].T
+
+    @property
+    def small(self) -> np.ndarray:
+        """``V^T H V``, symmetric, ``[count, count]``."""
+        values = self._small[: self.count, : self.count]
+        return 0.5 * (values + values.T)
+
+    def grow(self, fresh: np.ndarray, moved: np.ndarray) -> None:
+        """Add orthonormal columns and their images."""
+        old, new = self.count, self.count + fresh.shape[1]
+        border = self.basis.T @ moved
+        self._small[:old, old:new], self._small[old:new, :old] = border, border.T
+        self._small[old:new, old:new] = fresh.T @ moved
+        self._vectors[old:new], self._images[old:new] = fresh.T, moved.T
+        self.count = new
+
+    def keep(self, inner: np.ndarray, values: np.ndarray) -> None:
+        """Go over to the Ritz vectors ``V inner``, in place, some entries of all vectors at a time."""
+        kept = inner.shape[1]
+        for rows in (self._vectors, self._images):
+            for start in range(0, rows.shape[1], ROTATED):
+                piece = slice(start, start + ROTATED)
+                rows[:kept, piece] = inner.T @ rows[: self.count, piece]
+        self.count = kept
+        self._small[:kept, :kept] = np.diag(values)
+
+
+def _iterative(
+    operator: _Counting, k: int, which: Which, seed: int, tolerance: float, limit: int
+) -> tuple[np.ndarray, float]:
     generator = np.random.default_rng(seed)
     wanted = 2 * k if which == "both" else k
-    limit = min(operator.size, max(MAX_BASIS, 4 * wanted + 4 * BLOCK))
-    basis = np.linalg.qr(generator.standard_normal((operator.size, BLOCK)))[0]
-    image = operator.matmat(basis)
-    small = basis.T @ image
+    space = _Space(operator.size, limit)
+    fresh = np.linalg.qr(generator.standard_normal((operator.size, BLOCK)))[0]
     while True:
-        values, inner = np.linalg.eigh(0.5 * (small + small.T))
+        space.grow(fresh, operator.matmat(fresh))
+        values, inner = np.linalg.eigh(space.small)
         ends = _ends(len(values), k, which)
-        residuals = image @ inner[:, ends] - (basis @ inner[:, ends]) * values[ends]
+        found = space.basis @ inner[:, ends]
+        residuals = space.image @ inner[:, ends] - found * values[ends]
         sizes = np.linalg.norm(residuals, axis=0)
         scale = max(float(np.abs(values).max()), np.finfo(np.float64).tiny)
         enough = len(ends) == wanted and bool((sizes <= tolerance * scale).all())
         if enough or operator.count >= MAX_PRODUCTS:
-            return basis @ inner[:, ends], scale
-        if basis.shape[1] + BLOCK > limit:
+            return found, scale
+        if space.count + BLOCK > limit:
             kept = _ends(len(values), wanted + BLOCK if which != "both" else k + BLOCK, which)
-            basis, image, small = basis @ inner[:, kept], image @ inner[:, kept], np.diag(values[kept])
-        fresh = _orthonormal(residuals[:, np.argsort(-sizes, kind="stable")[:BLOCK]], basis, generator)
+            space.keep(inner[:, kept], values[kept])
+        fresh = _orthonormal(residuals[:, np.argsort(-sizes, kind="stable")[:BLOCK]], space.basis, generator)
         if fresh.shape[1] == 0:
-            return basis @ inner[:, ends], scale
-        moved = operator.matmat(fresh)
-        border = basis.T @ moved
-        small = np.block([[small, border], [border.T, fresh.T @ moved]])
-        basis = np.concatenate([basis, fresh], axis=1)
-        image = np.concatenate([image, moved], axis=1)
+            return found, scale
 
 
 def _ends(size: int, k: int, which: Which) -> np.ndarray:

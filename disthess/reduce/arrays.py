@@ -118,6 +118,11 @@ class PanelReader:
         """The same for every entry, ``[P]`` in user order."""
         return np.concatenate([np.full(p.numel, self.unreached(p)) for p in self.parameters.values()])
 
+    @property
+    def read_parts(self) -> tuple[Part, ...]:
+        """The stored parts that make this one: itself, or hessian and what is subtracted from it."""
+        return ("hessian", "ggn") if self._differs else (self.part,)
+
     def require(self, name: str) -> None:
         """Refuse a parameter's panel some of whose tiles are missing.
 

@@ -20,7 +20,7 @@ from disthess.reduce.arrays import PanelReader
 from disthess.reduce.hessian_store import HessianStore
 from disthess.reduce.keep import keep, kept
 from disthess.reduce.truncate import TruncatedBlocks, truncate_blocks
-from disthess.types import Part
+from disthess.types import DType, Part
 
 _SCALARS = ("error", "standard_error", "relative_error", "frobenius_bound", "spectral_bound", "products")
 
@@ -66,7 +66,8 @@ def eigenvalues(
         )  # fmt: skip
     found = _checked(
         lanczos.extreme_eigenpairs,
-        _operator(target, part),
+        # The default tolerance of a float32 store leaves room for the rounding of float32 products; one that is given may not.
+        _operator(target, part, "float32" if tolerance is None else "float64"),
         k,
         which=which,
         seed=seed,
@@ -109,7 +110,12 @@ def spectral_density(
         arrays, values = old
         return density.DensityResult(**arrays, width=float(values["width"]), products=int(values["products"]))
     found = _checked(
-        density.spectral_density, _operator(target, part), probes=probes, steps=steps, seed=seed, points=points
+        density.spectral_density,
+        _operator(target, part, "float32"),
+        probes=probes,
+        steps=steps,
+        seed=seed,
+        points=points,
     )
     arrays = {name: getattr(found, name) for name in ("grid", "density", "standard_error", "nodes", "weights")}
     keep(target, f"spectrum/{part}/density", settings, arrays, {"width": found.width, "products": found.products})
@@ -260,9 +266,9 @@ def trace(target: Target, *, part: Part = "hessian", probes: int = 48, seed: int
     return _checked(estimate_trace, _operator(target, part), probes=probes, seed=seed)
 
 
-def _operator(target: Target, part: Part) -> AbstractSymmetricOperator:
+def _operator(target: Target, part: Part, multiply: DType = "float64") -> AbstractSymmetricOperator:
     if isinstance(target, HessianStore):
-        return target.symmetric_operator(part)
+        return target.symmetric_operator(part, multiply)
     if isinstance(target, AbstractSymmetricOperator):
         return target
     if isinstance(target, LinearOperator):

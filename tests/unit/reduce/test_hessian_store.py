@@ -12,6 +12,7 @@ from scipy.sparse.linalg import eigsh
 
 from disthess.errors import StoreError, UnknownNameError
 from disthess.reduce.arrays import PanelReader
+from disthess.reduce.chunks import ChunkFiles
 from disthess.reduce.hessian_store import HessianStore
 from disthess.reduce.operator import StoreOperator
 from disthess.reduce.shared import reduce_shared
@@ -93,12 +94,30 @@ def test_products_norms_and_dense_read_every_stored_entry_once(made: Made, monke
         if panel.kind == "panels"
         for start in range(0, panel.rows, panel.row_chunk)
     ]
+    files: list[tuple[str, int, int]] = []
+    pieces = ChunkFiles.pieces
+
+    def watched(self: ChunkFiles, chunk, buffers):  # type: ignore[no-untyped-def]
+        files.append((chunk.panel.source, *chunk.place))
+        return pieces(self, chunk, buffers)
+
+    monkeypatch.setattr(ChunkFiles, "pieces", watched)
+    # Chunks that hold something on or above the diagonal.
+    wanted = [
+        (panel.source, row, column)
+        for panel in made.store.layout.panels
+        if panel.kind == "panels"
+        for row in range(-(-panel.rows // panel.row_chunk))
+        for column in range(-(-panel.columns // panel.column_chunk))
+        if (column + 1) * panel.column_chunk > row * panel.row_chunk
+    ]
     for cache_bytes, products in ((0, 2), (1 << 30, 1)):
-        reads.clear()
+        files.clear()
         operator = StoreOperator(PanelReader(made.store, "hessian"), cache_bytes)
         for _ in range(2):
             operator.matmat(np.ones((operator.size, 4)))
-        assert sorted((source, rows.start) for source, rows, _ in reads) == sorted(expected * products)
+        assert sorted(files) == sorted(wanted * products)
+    assert not reads
     for question in (HessianStore(made.store).dense, HessianStore(made.store).blocks):
         reads.clear()
         question()
