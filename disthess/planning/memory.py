@@ -51,5 +51,5 @@ def tile_memory_bytes(
 
 
 def worker_memory_bytes(workload: Workload) -> int:
-    """What a worker holds before its first tile: model and batches (twice while loading), values and deltas, libraries."""
-    return 2 * workload.model_bytes + 2 * workload.primal_bytes + LIBRARY_BYTES
+    """What a worker holds: model and batches (twice while loading), values and deltas, what rules keep of them, libraries."""
+    return 2 * workload.model_bytes + 3 * workload.primal_bytes + LIBRARY_BYTES

@@ -19,6 +19,9 @@ CHUNK_BYTES = 8 << 20
 STACK_BYTES = 48 << 20
 """Aim for the bytes of all tangents of one block of a stack on one microbatch."""
 
+WIDEST_BYTES = 8 << 20
+"""Most bytes of one value's tangents in a stack, where one tangent is smaller: beyond, every pass over them leaves the cache."""
+
 MICROBATCH = 256
 """Samples per microbatch, at most: enough for products to run at full speed."""
 
@@ -68,6 +71,15 @@ def tile_rows(rows: int, columns: int, unit_rows: int, bytes_per_column: int) ->
     return RowTiling(chosen, row_chunk, column_chunk)
 
 
+def _even(whole: int, most: int) -> int:
+    """Samples per microbatch, of equal microbatches as near as can be.
+
+    >>> _even(32, 24), _even(1797, 256)
+    (16, 225)
+    """
+    return -(-whole // -(-whole // most))
+
+
 def _divisor(rows: int) -> int:
     """The largest divisor of ``rows`` up to ``MAX_ROWS``, if it is of useful size; else ``rows`` itself."""
     best = max(size for size in range(1, MAX_ROWS + 1) if rows % size == 0)
@@ -88,10 +100,12 @@ def source_plan(cost: SourceCost, basis: Basis, tile: int, largest_batch: int, d
     tangents = cost.unit_tangents if basis == "output" else 1
     entries = max(1, cost.tangent_entries + 2 * cost.front_entries + cost.apart_entries)
     room = max(1, STACK_BYTES // (entries * dtype_bytes * tangents))
+    room = max(1, min(room, WIDEST_BYTES // max(1, cost.front_entries * dtype_bytes * tangents)))
     units = -(-tile // unit_rows)
     samples = max(1, min(largest_batch, MICROBATCH, room))
+    samples = _even(largest_batch, samples)
     stack = max(1, min(units, room // samples))
     if stack < 8 <= units and samples > 32:
-        samples = max(32, min(samples, room // 8))
+        samples = _even(largest_batch, max(32, min(samples, room // 8)))
         stack = max(1, min(units, room // samples))
     return SourcePlan(cost.source, cost.parameter, cost.uses, basis, stack, samples, unit_rows)

@@ -14,12 +14,14 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from disthess.graph.ir import BatchAxis, Node
+
+T = TypeVar("T")
 
 Stack = Tensor
 """A tensor with a leading axis of K tangents."""
@@ -85,6 +87,7 @@ class Call:
         batch: Batch axis of the output, or None.
         batch_inputs: Batch axis of each input, or None.
         samples: Number of samples n in this slice.
+        memo: What rules have computed from this point; see `once`.
     """
 
     op: str
@@ -96,6 +99,14 @@ class Call:
     batch: BatchAxis | None
     batch_inputs: tuple[BatchAxis | None, ...]
     samples: int
+    memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What ``make`` gives, made when first asked for: what depends on the primal point alone is the same for every stack."""
+        if name not in self.memo:
+            self.memo[name] = make()
+        found: T = self.memo[name]
+        return found
 
     def slot(self, name: str) -> int | None:
         """Slot of a schema argument that is a single tensor, or None if it was not given."""

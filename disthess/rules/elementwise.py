@@ -37,18 +37,21 @@ class ElementwiseRule(AbstractRule):
 
     @override
     def tangent(self, call: Call, tangents: Stacks) -> Stack:
-        return tangents[0] * self._first(call, call.inputs[0], call.output)
+        return tangents[0] * self._slope(call)
 
     @override
     def cotangent(
         self, call: Call, cotangent: Stack | None, tangents: Stacks, wanted: tuple[int, ...]
     ) -> dict[int, Stack]:
-        x, y = call.inputs[0], call.output
-        total = None if cotangent is None else cotangent * self._first(call, x, y)
-        if 0 in tangents and self._second is not None:
-            bend = call.delta * self._second(call, x, y)
+        total = None if cotangent is None else cotangent * self._slope(call)
+        second = self._second
+        if 0 in tangents and second is not None:
+            bend = call.once("bend", lambda: call.delta * second(call, call.inputs[0], call.output))
             total = tangents[0] * bend if total is None else total.addcmul_(tangents[0], bend)
         return {} if total is None else {0: total}
+
+    def _slope(self, call: Call) -> Tensor:
+        return call.once("slope", lambda: self._first(call, call.inputs[0], call.output))
 
 
 def _step(condition: Tensor, like: Tensor, on: float = 1.0, off: float = 0.0) -> Tensor:

@@ -97,7 +97,7 @@ class LayerNormRule(AbstractRule):
             inner = term if inner is None else inner + term
         total = None if inner is None else point.apply(inner)
         if 0 in tangents:
-            bend = _bend(point, point.weighted(call.delta), tangents[0])
+            bend = _bend(point, call.once("slope", lambda: _slope(point, call.delta)), tangents[0])
             total = bend if total is None else total + bend
         return total
 
@@ -120,15 +120,32 @@ class LayerNormRule(AbstractRule):
         return count
 
 
-def _bend(point: _Point, slope: Tensor, stack: Stack) -> Stack:
+@dataclass(frozen=True, slots=True)
+class _Slope:
+    """``g = w delta``, ``N g`` and ``<x^ g>``."""
+
+    here: Tensor
+    projected: Tensor
+    held: Tensor
+
+
+def _slope(point: _Point, delta: Tensor) -> _Slope:
+    here = point.weighted(delta)
+    return _Slope(here, point.apply(here), (point.normal * here).mean(point.axes, keepdim=True))
+
+
+def _bend(point: _Point, slope: _Slope, stack: Stack) -> Stack:
     moved = point.apply(stack)
     s = point.scale * (point.normal * stack).mean(point.axes, keepdim=True)
-    held = (point.normal * slope).mean(point.axes, keepdim=True)
-    shifted = (moved * slope).mean(point.axes, keepdim=True)
-    return -s * point.apply(slope) - point.scale * (moved * held + point.normal * shifted)
+    shifted = (moved * slope.here).mean(point.axes, keepdim=True)
+    return -s * slope.projected - point.scale * (moved * slope.held + point.normal * shifted)
 
 
 def _point(call: Call) -> _Point:
+    return call.once("point", lambda: _normalised(call))
+
+
+def _normalised(call: Call) -> _Point:
     axes = tuple(range(-len(call.arguments["normalized_shape"]), 0))
     x = call.inputs[0]
     centred = x - x.mean(axes, keepdim=True)

@@ -37,8 +37,8 @@ class SoftmaxRule(AbstractRule):
         total = None if cotangent is None else _centred(p, cotangent, axis)
         if 0 in tangents:
             moved = _centred(p, tangents[0], axis)
-            level = (p * call.delta).sum(axis, keepdim=True)
-            bend = moved * (call.delta - level) - p * (moved * call.delta).sum(axis, keepdim=True)
+            slope = call.once("slope", lambda: call.delta - (p * call.delta).sum(axis, keepdim=True))
+            bend = moved * slope - p * (moved * call.delta).sum(axis, keepdim=True)
             total = bend if total is None else total + bend
         return {} if total is None else {0: total}
 
@@ -54,14 +54,14 @@ class LogSoftmaxRule(AbstractRule):
         stack = tangents[0]
         if call.output.ndim == 0:
             return torch.zeros_like(stack)
-        return stack - (call.output.exp() * stack).sum(_axis(call), keepdim=True)
+        return stack - (_probabilities(call) * stack).sum(_axis(call), keepdim=True)
 
     @override
     def cotangent(
         self, call: Call, cotangent: Stack | None, tangents: Stacks, wanted: tuple[int, ...]
     ) -> dict[int, Stack]:
         axis = _axis(call)
-        p = call.output.exp()
+        p = _probabilities(call)
         total: Tensor | None = None
         if call.output.ndim == 0:
             return {}
@@ -110,6 +110,10 @@ def _centred(p: Tensor, stack: Stack, axis: int) -> Stack:
     if p.ndim == 0:
         return torch.zeros_like(stack)
     return p * (stack - (p * stack).sum(axis, keepdim=True))
+
+
+def _probabilities(call: Call) -> Tensor:
+    return call.once("probabilities", call.output.exp)
 
 
 def _axis(call: Call) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -84,3 +86,13 @@ def test_unit_vectors_bend_as_their_stack_does(name: str) -> None:
     assert wanted.keys() == found.keys()
     for index, stack in wanted.items():
         torch.testing.assert_close(found[index], stack, rtol=0, atol=1e-12)
+
+
+def test_what_a_call_keeps_is_not_carried_over_to_another_point() -> None:
+    made = call("aten.tanh.default", randn(5, 3))
+    rule = rule_for(made.op)
+    stack = randn(2, 5, 3)
+    torch.testing.assert_close(rule.tangent(made, {0: stack}), stack * (1 - made.output**2))
+    moved = dataclasses.replace(made, inputs=(made.inputs[0] + 1,), output=torch.tanh(made.inputs[0] + 1))
+    torch.testing.assert_close(rule.tangent(moved, {0: stack}), stack * (1 - moved.output**2))
+    assert made.once("slope", lambda: None) is not None, "the slope is computed once for a point"
