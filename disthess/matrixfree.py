@@ -187,7 +187,8 @@ class HessianOperator(AbstractSymmetricOperator):
             return f"the sweep cannot be recorded: {' '.join(str(reason).split())[:300]}"
         self._by("tape", (weights @ vectors).unsqueeze(0), wanted)
         error, scale = float((weights @ found - wanted[0]).norm()), float((weights.abs() @ found.abs()).norm())
-        if error > CHECK * torch.finfo(self._dtype).eps * max(scale, torch.finfo(self._dtype).tiny):
+        # Written so that NaN, which compares with nothing, is a disagreement.
+        if not error <= CHECK * torch.finfo(self._dtype).eps * max(scale, torch.finfo(self._dtype).tiny):
             return f"the sweep's products differ from the tape's by {error / max(scale, 1e-300):.1e} (relative)"
         return ""
 

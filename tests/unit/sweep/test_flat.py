@@ -111,9 +111,10 @@ def test_what_cannot_be_captured_is_taped() -> None:
     assert relative(operator.matmat(block), disthess.reference_hessian(problem)) < 1e-10
 
 
-def test_a_wrong_sweep_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("factor", [1 + 1e-6, float("nan")])
+def test_a_wrong_sweep_is_not_used(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     right: Callable[..., Tensor] = FlatProducts.products
-    monkeypatch.setattr(FlatProducts, "products", lambda self, vectors: right(self, vectors) * (1 + 1e-6))
+    monkeypatch.setattr(FlatProducts, "products", lambda self, vectors: right(self, vectors) * factor)
     problem = cases(("mlp_two_batches_sum",), graph=True)[0].values[0].make()
     operator = operator_of(problem)
     assert operator.method == "tape"
