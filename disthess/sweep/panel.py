@@ -21,13 +21,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from disthess.planning.memory import CACHE_BYTES
 from disthess.rules.base import Call, Stack
 from disthess.sweep.buffers import Buffers
 from disthess.sweep.frame import Frame
 from disthess.sweep.wave import AbstractSink, per_sample_rows
-
-CACHE_BYTES = 4 << 20
-"""Bytes of per-sample rows formed at a time, so that a product reads them from cache."""
 
 
 @dataclass(frozen=True, slots=True)
