@@ -24,6 +24,7 @@ from disthess.problem import Parameter, Problem, batch_tensors, sample_count
 from disthess.reduce.sections import check_sections
 from disthess.store.layout import ParameterSpec
 from disthess.sweep.check import check_rules
+from disthess.sweep.tables import with_tables
 from disthess.sweep.workload import (
     SourceCounter,
     batch_runs,
@@ -119,6 +120,7 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prep
         reason += f"; the model itself casts to float32 at {inside}, so that nothing beyond float32 is certain"
     workload = _with_decay(_workload(bound, names, programs, dtype, options.parts), bound)
     if programs:
+        workload = with_tables(workload, programs, [batch_tensors(batch) for batch in bound.batches])
         workload = with_activations(workload, programs, options.activations_per_sample)
     check_sections(workload.parameters, options.sections)
     workers, threads = _crew(options)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from disthess.graph.ir import BatchAxis
@@ -16,6 +19,13 @@ def take_samples(value: Tensor, axis: BatchAxis, span: Span, samples: int) -> Te
         return value.narrow(axis.dim, span.start * axis.inner, span.size * axis.inner)
     apart = value.unflatten(axis.dim, (axis.outer, samples, axis.inner))
     return apart.narrow(axis.dim + 1, span.start, span.size).flatten(axis.dim, axis.dim + 2)
+
+
+def pick_samples(value: Tensor, axis: BatchAxis, picked: Sequence[int], samples: int) -> Tensor:
+    """The samples of ``picked``, in that order, as a value of the same layout."""
+    apart = value.unflatten(axis.dim, (axis.outer, samples, axis.inner))
+    places = torch.tensor(picked, dtype=torch.long, device=value.device)
+    return apart.index_select(axis.dim + 1, places).flatten(axis.dim, axis.dim + 2)
 
 
 def rows_by_sample(value: Tensor, axis: BatchAxis | None, samples: int, lead: int = 0, tail: int = 1) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from disthess.graph.ir import Graph, Node
 
@@ -28,6 +28,14 @@ def live_uses(graph: Graph) -> tuple[Node, ...]:
             if graph.nodes[ref].kind == "use" and graph.nodes[ref].live:
                 first.setdefault(ref, node.index)
     return tuple(graph.nodes[leaf] for leaf in sorted(first, key=lambda leaf: (first[leaf], leaf)))
+
+
+def source_leaves(graph: Graph, uses: Sequence[str], parameter: str) -> tuple[int, ...]:
+    """Leaves of a source: by use name, or all of the parameter's where a graph names its uses otherwise."""
+    found = tuple(node.index for node in graph.nodes if node.kind == "use" and node.live and node.name in uses)
+    if len(found) == len(uses):
+        return found
+    return tuple(node.index for node in graph.nodes if node.kind == "use" and node.live and node.op == parameter)
 
 
 def leading_to(graph: Graph, targets: Iterable[int]) -> tuple[int, ...]:

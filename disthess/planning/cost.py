@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from disthess.planning.memory import CACHE_BYTES
 from disthess.planning.source import SourcePlan
@@ -47,6 +47,8 @@ def tile_cost(
         workload: The problem.
         parts: Parts that are computed.
     """
+    if plan.table_width:
+        return _table_cost(cost, plan, span, workload, parts)
     units = -(-span.stop // plan.unit_rows) - span.start // plan.unit_rows
     entries = workload.samples * units * len(parts) * _entries_per_unit(cost, plan)
     sizes = Counter({plan.stack: units // plan.stack})
@@ -57,6 +59,19 @@ def tile_cost(
             if blocks:
                 products += batches * blocks * _block(cost, plan, size, skip, run, workload, parts)
     return TileCost(products, entries)
+
+
+def _table_cost(cost: SourceCost, plan: SourcePlan, span: Span, workload: Workload, parts: Sequence[Part]) -> TileCost:
+    """Each row of a table meets the samples that read it alone."""
+    units = products = 0
+    for batch, run in enumerate(workload.batch_runs()):
+        sweeps = Counter(
+            (block.size, cost.readers[batch][block.start // plan.table_width]) for block in plan.blocks(span)
+        )
+        for (size, samples), blocks in sweeps.items():
+            units += blocks * size * samples
+            products += blocks * _block(cost, plan, size, 0, replace(run, samples=samples), workload, parts)
+    return TileCost(products, units * len(parts) * _entries_per_unit(cost, plan))
 
 
 def _entries_per_unit(cost: SourceCost, plan: SourcePlan) -> int:

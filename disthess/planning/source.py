@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
+
+from disthess.types import Span
 
 Basis = Literal["output", "parameter", "activation", "autograd"]
 """Tangents start from unit vectors of the node's *output*, or of the *parameter*; for activation blocks from unit vectors of the
@@ -24,6 +27,8 @@ class SourcePlan:
         samples: Samples per microbatch.
         unit_rows: Panel rows that one unit of the stack yields (output basis: inputs of the layer; activations kept per
             sample: samples; else 1).
+        table_width: Entries of a row, where the source is a table (an embedding's weight) of which a sample reads some rows
+            only: a stack then keeps to one row, and only the samples that read it are swept. Else 0.
     """
 
     source: str
@@ -33,6 +38,22 @@ class SourcePlan:
     stack: int
     samples: int
     unit_rows: int
+    table_width: int = 0
+
+    def blocks(self, units: Span) -> Iterator[Span]:
+        """Units swept together, one after another.
+
+        >>> plan = SourcePlan("table", "table", (), "parameter", stack=3, samples=8, unit_rows=1, table_width=4)
+        >>> [(block.start, block.stop) for block in plan.blocks(Span(2, 9))]
+        [(2, 4), (4, 7), (7, 8), (8, 9)]
+        """
+        first = units.start
+        while first < units.stop:
+            last = min(first + self.stack, units.stop)
+            if self.table_width:
+                last = min(last, (first // self.table_width + 1) * self.table_width)
+            yield Span(first, last)
+            first = last
 
 
 def activation_source(node: str) -> str:

@@ -97,6 +97,10 @@ def source_plan(cost: SourceCost, basis: Basis, tile: int, largest_batch: int, d
         dtype_bytes: Bytes per number.
     """
     unit_rows = cost.unit_rows if basis in ("output", "activation") else 1
+    table_width = cost.table_width if basis == "parameter" else 0
+    if table_width:
+        tile = min(tile, table_width)
+        largest_batch = max(1, *(readers for batch in cost.readers for readers in batch))
     tangents = cost.unit_tangents if basis == "output" else 1
     entries = max(1, cost.tangent_entries + 2 * cost.front_entries + cost.apart_entries)
     room = max(1, STACK_BYTES // (entries * dtype_bytes * tangents))
@@ -108,4 +112,4 @@ def source_plan(cost: SourceCost, basis: Basis, tile: int, largest_batch: int, d
     if stack < 8 <= units and samples > 32:
         samples = _even(largest_batch, max(32, min(samples, room // 8)))
         stack = max(1, min(units, room // samples))
-    return SourcePlan(cost.source, cost.parameter, cost.uses, basis, stack, samples, unit_rows)
+    return SourcePlan(cost.source, cost.parameter, cost.uses, basis, stack, samples, unit_rows, table_width)

@@ -35,6 +35,9 @@ class SourceCost:
         front_entries: Entries of the largest single tangent.
         apart_entries: Entries of per-sample rows that are held whole (through reshaped weights).
         sweeps: Matrix products of a sweep by basis, one for each of the problem's graphs.
+        table_width: Entries of a row, where the source is a table (an embedding's weight) of which a sample reads some rows
+            only; else 0.
+        readers: Of a table, for each batch how many samples read each row.
     """
 
     source: str
@@ -54,6 +57,8 @@ class SourceCost:
     front_entries: int
     apart_entries: int
     sweeps: tuple[tuple[Basis, tuple[SweepWork, ...]], ...] = ()
+    table_width: int = 0
+    readers: tuple[tuple[int, ...], ...] = ()
 
     def sweep(self, basis: Basis, graph: int) -> SweepWork | None:
         """Matrix products of a sweep on one of the graphs, or None where they were not counted."""

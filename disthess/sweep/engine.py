@@ -18,7 +18,8 @@ from typing_extensions import override
 from disthess.errors import GraphError
 from disthess.graph.batch import rows_from_sample
 from disthess.graph.ir import Graph
-from disthess.graph.waves import leading_to
+from disthess.graph.readers import table_lookups, table_readers
+from disthess.graph.waves import leading_to, source_leaves
 from disthess.planning.source import SourcePlan
 from disthess.rules.base import Stack, Units
 from disthess.store.layout import Layout, PanelSpec
@@ -56,6 +57,7 @@ class GraphEngine(AbstractEngine):
         self._sources = sources
         self._frames: dict[tuple[int, int, int], Frame] = {}
         self._ways: dict[tuple[int, str], tuple[int, ...]] = {}
+        self._readers: dict[tuple[int, str], tuple[tuple[int, ...], ...]] = {}
 
     @override
     def compute(self, source: str, span: Span) -> dict[Part, list[np.ndarray]]:
@@ -67,9 +69,8 @@ class GraphEngine(AbstractEngine):
         skip = min(panel.first_column(span.start) if panel.diagonal else 0 for panel in panels) // plan.unit_rows
         buffers = {part: Buffers(units.size * plan.unit_rows, like) for part in self._layout.parts}
         with torch.no_grad():
-            for first in range(units.start, units.stop, plan.stack):
-                block = Span(first, min(first + plan.stack, units.stop))
-                offset = (first - units.start) * plan.unit_rows
+            for block in plan.blocks(units):
+                offset = (block.start - units.start) * plan.unit_rows
                 self._block(plan, panels, apart, block, offset, skip, buffers)
         for held in buffers.values():
             held.unfold()
@@ -97,10 +98,10 @@ class GraphEngine(AbstractEngine):
             self._activation_block(plan, panels, block, offset, buffers)
             return
         for number, primal in enumerate(self._primals):
-            leaves = _source_leaves(primal.graph, plan)
+            leaves = source_leaves(primal.graph, plan.uses, plan.parameter)
             targets = _targets(primal.graph, panels, apart)
             passed = self._passed(number, plan.source, targets.keys)
-            for frame in self._microbatches(number, plan.samples):
+            for frame in self._frames_of(number, plan, leaves, block):
                 if plan.basis == "parameter":
                     self._parameter_block(frame, plan, leaves, targets, passed, block, offset, buffers)
                 else:
@@ -125,6 +126,31 @@ class GraphEngine(AbstractEngine):
         if key not in self._ways:
             self._ways[key] = leading_to(self._primals[number].graph, targets)
         return self._ways[key]
+
+    def _frames_of(self, number: int, plan: SourcePlan, leaves: Sequence[int], block: Span) -> Iterator[Frame]:
+        """The microbatches that a block of units meets: of a row of a table, the samples that read it."""
+        primal = self._primals[number]
+        if not plan.table_width:
+            yield from self._microbatches(number, plan.samples)
+            return
+        rows = self._table_readers(number, plan, leaves)
+        readers = rows[block.start // plan.table_width] if rows else ()
+        if not rows or len(readers) == primal.samples:
+            yield from self._microbatches(number, plan.samples)
+            return
+        for start in range(0, len(readers), plan.samples):
+            yield Frame(primal, Span(start, min(start + plan.samples, len(readers))), readers)
+
+    def _table_readers(self, number: int, plan: SourcePlan, leaves: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """By row; empty where the parameter is no table on this batch's graph."""
+        key = (number, plan.source)
+        if key not in self._readers:
+            primal = self._primals[number]
+            rows = primal.graph.nodes[leaves[0]].shape[0]
+            lookups = table_lookups(primal.graph, leaves)
+            found = table_readers(primal.graph, lookups, primal.values, primal.samples, rows) if lookups else ()
+            self._readers[key] = found
+        return self._readers[key]
 
     def _microbatches(self, number: int, size: int) -> Iterator[Frame]:
         primal = self._primals[number]
@@ -195,14 +221,6 @@ def _unit_outputs(frame: Frame, index: int, block: Span, rows: int) -> Stack:
     seed[units[:, None], places[None, :], :, places[None, :], (units + block.start)[:, None]] = 1
     flat = seed.reshape(block.size * rows, frame.samples, rows, width)
     return rows_from_sample(flat, tuple(value.shape), node.batch, frame.samples)
-
-
-def _source_leaves(graph: Graph, plan: SourcePlan) -> tuple[int, ...]:
-    """Leaves of the source: by use name, or all of the parameter's where its uses are swept together."""
-    found = tuple(node.index for node in graph.nodes if node.kind == "use" and node.live and node.name in plan.uses)
-    if len(found) == len(plan.uses):
-        return found
-    return tuple(node.index for node in graph.nodes if node.kind == "use" and node.live and node.op == plan.parameter)
 
 
 def _targets(graph: Graph, panels: Sequence[PanelSpec], apart: bool) -> Targets:

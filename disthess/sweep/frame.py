@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from disthess.graph.batch import take_samples
+from disthess.graph.batch import pick_samples, take_samples
 from disthess.graph.ir import Node
 from disthess.graph.run import evaluate, resolve
 from disthess.rules.base import AbstractRule, Call
@@ -19,19 +20,25 @@ from disthess.types import Span
 
 @final
 class Frame:
-    """Calls of a primal's nodes on the samples of ``span``, made when first asked for.
+    """Calls of a primal's nodes on some samples, made when first asked for.
+
+    Args:
+        primal: The whole batch.
+        span: The samples taken; or with ``picked`` the place of those taken among them.
+        picked: Samples that are not all next to each other.
 
     Attributes:
         primal: The whole batch.
-        span: The samples taken.
+        span: The samples taken, or their place among those picked.
         first: Whether this microbatch is the one that accounts for curvature shared by all samples.
     """
 
-    __slots__ = ("_calls", "_values", "first", "primal", "span")
+    __slots__ = ("_calls", "_picked", "_values", "first", "primal", "span")
 
-    def __init__(self, primal: Primal, span: Span) -> None:
+    def __init__(self, primal: Primal, span: Span, picked: Sequence[int] | None = None) -> None:
         self.primal = primal
         self.span = span
+        self._picked = picked
         self.first = span.start == 0
         self._values: list[Any] = [None] * len(primal.values)
         self._calls: dict[int, Call] = {}
@@ -40,6 +47,11 @@ class Frame:
     def samples(self) -> int:
         """Number of samples taken."""
         return self.span.size
+
+    def alone(self, sample: int) -> Frame:
+        """One of its samples."""
+        start = self.span.start + sample
+        return Frame(self.primal, Span(start, start + 1), self._picked)
 
     def node(self, index: int) -> Node:
         """A node of the graph."""
@@ -93,4 +105,6 @@ class Frame:
     def _take(self, node: Node, whole: Any) -> Any:
         if node.batch is None or not isinstance(whole, Tensor):
             return whole
+        if self._picked is not None:
+            return pick_samples(whole, node.batch, self._picked[self.span.start : self.span.stop], self.primal.samples)
         return take_samples(whole, node.batch, self.span, self.primal.samples)

@@ -15,8 +15,7 @@ def one_sample(
     frame: Frame, index: int, sample: int, cotangent: Stack | None, tangents: Mapping[int, Stack]
 ) -> tuple[Call, Stack | None, dict[int, Stack]]:
     """The node's call, cotangent and tangents on one sample of the frame (an axis of one sample stays)."""
-    start = frame.span.start + sample
-    alone = Frame(frame.primal, Span(start, start + 1)).call(index)
+    alone = frame.alone(sample).call(index)
     node = frame.node(index)
     refs = frame.slots(index)
     part = None if cotangent is None else _pick(cotangent, node.batch, sample, frame.samples)

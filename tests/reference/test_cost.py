@@ -83,6 +83,12 @@ def transformer() -> Problem:
     return _problem(Attention(11, 6, 5), "cross_entropy", (_classes(11, 6, 5), _classes(11, 6, 5)))
 
 
+def tables() -> Problem:
+    """Long tables of which samples read few rows, in batches of three sizes, one of a single sample."""
+    batches = [(_classes(40, n, length), _classes(40, n, length)) for n, length in ((9, 5), (6, 5), (1, 5))]
+    return _problem(Attention(40, 6, 5), "cross_entropy", *batches)
+
+
 def gated() -> Problem:
     data = ({"x": _normal(16, 6), "y": _normal(16, 4)}, _normal(16, 3))
     return _problem(Gated(), "mse", data)
@@ -107,7 +113,7 @@ def unequal_batches() -> Problem:
 
 ALL = {"parts": ("hessian", "ggn", "residual")}
 RUNS: tuple[tuple[Callable[[], Problem], dict[str, Any]], ...] = (
-    *((make, {}) for make in (mlp, cnn, rnn, transformer, gated, batch_norm, up_down, lstm, unequal_batches)),
+    *((make, {}) for make in (mlp, cnn, rnn, transformer, tables, gated, batch_norm, up_down, lstm, unequal_batches)),
     (rnn, {"shared": "uses"}), (rnn, {"shared": "sum"}), (cnn, ALL), (gated, ALL), (gated, {"basis": "parameter"}),
     (transformer, {"basis": "output"}), (mlp, {"activations": "*", "parameters": "4.bias"}), (mlp, {"parameters": ["0.*", "4.*"]}),
 )  # fmt: skip
@@ -146,7 +152,7 @@ def test_planned_products_are_those_counted(make: Callable[[], Problem], options
     assert close(prepared.plan.product_flops, sum(counted)), (prepared.plan.product_flops, sum(counted))
 
 
-@pytest.mark.parametrize("make", [mlp, cnn, rnn, gated])
+@pytest.mark.parametrize("make", [mlp, cnn, rnn, tables, gated])
 def test_every_tile_is_counted_whatever_its_stack(make: Callable[[], Problem], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiling, "STACK_BYTES", 60_000)
     monkeypatch.setattr(tiling, "TILE_BYTES", 3_000)
