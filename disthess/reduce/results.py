@@ -37,6 +37,7 @@ def eigenvalues(
     vectors: bool = False,
     seed: int = 0,
     tolerance: float | None = None,
+    memory_bytes: int | None = None,
 ) -> EigenResult:
     """Extreme eigenvalues of a Hessian, with the residual of each.
 
@@ -47,7 +48,9 @@ def eigenvalues(
         part: Of a store.
         vectors: Whether to return eigenvectors, ``[P, k]``.
         seed: Of the start vector.
-        tolerance: Relative residual; see `extreme_eigenpairs`.
+        tolerance: Relative residual; see `extreme_eigenpairs`. A store in float32 is multiplied in float32 unless one is given.
+        memory_bytes: What the vectors kept between steps may take; fewer of them take more passes over the store. Default and
+            least: `disthess.linalg.lanczos.basis_bytes`.
 
     Returns:
         Values ascending. From a store they are kept under ``spectrum/`` and found again.
@@ -73,6 +76,7 @@ def eigenvalues(
         seed=seed,
         tolerance=tolerance,
         vectors=vectors,
+        memory_bytes=memory_bytes,
     )
     arrays = {"values": found.values, "residuals": found.residuals, "converged": found.converged.astype(np.uint8)}
     if found.vectors is not None:

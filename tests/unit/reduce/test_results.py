@@ -10,6 +10,7 @@ from random_store import Made, make_store
 from scipy.sparse.linalg import aslinearoperator
 
 from disthess.errors import ConfigError, StoreError
+from disthess.linalg.lanczos import basis_bytes
 from disthess.linalg.operator import DenseOperator
 from disthess.reduce.hessian_store import HessianStore
 from disthess.reduce.operator import StoreOperator
@@ -72,6 +73,26 @@ def test_a_store_that_cannot_be_written_still_answers(made: Made, monkeypatch: p
     found = eigenvalues(HessianStore(made.store), 1)
     np.testing.assert_allclose(found.values, np.linalg.eigvalsh(made.dense["hessian"])[[0, -1]], atol=1e-10)
     assert made.store.result_names() == ()
+
+
+def test_vectors_are_bounded_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(3)
+    basis = np.linalg.qr(random.standard_normal((700, 700)))[0]
+    matrix = (basis * np.concatenate(([-9.0, 12.0], random.uniform(-3, 3, 698)))) @ basis.T
+    asked: list[int] = []
+    inner = DenseOperator.matmat
+
+    def counted(self: DenseOperator, block: np.ndarray) -> np.ndarray:
+        asked.append(block.shape[1])
+        return inner(self, block)
+
+    monkeypatch.setattr(DenseOperator, "matmat", counted)
+    found = eigenvalues(DenseOperator(0.5 * (matrix + matrix.T)), 1, memory_bytes=1)
+    np.testing.assert_allclose(found.values, [-9, 12], rtol=1e-9)
+    assert basis_bytes(700, 1, memory_bytes=1) < basis_bytes(700, 1)
+    few = len(asked)
+    eigenvalues(DenseOperator(0.5 * (matrix + matrix.T)), 1)
+    assert few >= len(asked) - few
 
 
 def test_kept_results_do_not_hide_a_missing_tile(made: Made) -> None:
