@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from disthess.api import spectral_density as spectral_density
     from disthess.bounds import rank_bounds as rank_bounds
     from disthess.comparison import compare as compare
+    from disthess.couplings import coupling_map as coupling_map
     from disthess.expected import expected_hessian as expected_hessian
     from disthess.factors import kronecker as kronecker
     from disthess.factors import save_factors as save_factors
@@ -56,6 +57,7 @@ _HOMES = {
     "kronecker": "disthess.factors",
     "save_factors": "disthess.factors",
     "compare": "disthess.comparison",
+    "coupling_map": "disthess.couplings",
     "newton": "disthess.steps",
     "stopping_report": "disthess.steps",
     "attention_sections": "disthess.sections",
@@ -80,6 +82,7 @@ __all__ = [
     "kronecker",
     "save_factors",
     "compare",
+    "coupling_map",
     "newton",
     "stopping_report",
     "attention_sections",

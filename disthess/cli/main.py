@@ -59,6 +59,7 @@ VERBS: dict[Callable[..., None], str] = {
     "`disthess activations runs/net.zarr fc1 fc2 --out block.npy`",
     runs.curvature: "Example: `disthess curvature configs/digits_mlp.yaml --plot curvature.png`",
     runs.stopping: "Example: `disthess stopping configs/digits_mlp.yaml --json`",
+    runs.couplings: "Example: `disthess couplings configs/digits_mlp.yaml --of modules --plot couplings.png`",
     spectra.spectrum: "Example: `disthess spectrum runs/digits_mlp.zarr --top 20 --density --plot spectrum.png`",
     spectra.lowrank: "Example: `disthess lowrank runs/digits_mlp.zarr --rank 50 --out lowrank.npz`",
     spectra.kronecker: "Examples: `disthess kronecker runs/digits_mlp.zarr`; "

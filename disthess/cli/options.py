@@ -45,6 +45,13 @@ class PairsOf(enum.StrEnum):
     sections = "sections"
 
 
+class BlocksOf(enum.StrEnum):
+    """What the blocks of a problem are."""
+
+    parameters = "parameters"
+    modules = "modules"
+
+
 class MetricName(enum.StrEnum):
     """A number of a pair."""
 

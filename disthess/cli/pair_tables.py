@@ -50,6 +50,53 @@ def print_pairs(pairs: Any, metric: str, top: int, csv: Path | None, plot: Path 
             typer.echo(f"saved: {file}")
 
 
+def write_couplings(found: Any, csv: Path | None, plot: Path | None) -> None:
+    """The files that were asked for."""
+    from disthess import pictures
+
+    if csv is not None:
+        save_text(csv, found.to_csv())
+    if plot is not None:
+        label = LABELS["coupling"][0]
+        draw(pictures.matrix_picture, plot, found.names, found.coupling.value, "Couplings, estimated", label, False)
+
+
+def print_couplings(found: Any, top: int, csv: Path | None, plot: Path | None) -> None:
+    """The strongest pairs, the blocks themselves, and what a block-diagonal form leaves out."""
+    share = f"{found.confidence:.0%} intervals"
+    pairs = found.largest(top)
+    blocks = [row for row in found.rows() if row.a == row.b]
+    shown = table(
+        f"the {len(pairs)} most coupled of {len(found.rows()) - len(blocks)} pairs, {share}",
+        "A",
+        "B",
+        "coupling C",
+        "from",
+        "to",
+        "norm",
+        "from",
+        "to",
+        left=2,
+    )
+    for row in pairs:
+        numbers = (row.coupling, row.coupling_low, row.coupling_high, row.norm, row.norm_low, row.norm_high)
+        shown.add_row(row.a, row.b, *(_cell(value) for value in numbers))
+    if pairs:
+        show(shown)
+    own = table(f"blocks, {share}", "block", "entries", "norm", "from", "to", "trace", "from", "to", left=1)
+    for row, size in zip(blocks, found.sizes, strict=True):
+        numbers = (row.norm, row.norm_low, row.norm_high, row.trace, row.trace_low, row.trace_high)
+        own.add_row(row.a, f"{size:,}", *(_cell(value) for value in numbers))
+    show(own)
+    typer.echo(
+        f"a block-diagonal form leaves out {found.off_diagonal:.1%} of the norm (estimated); "
+        f"{found.products:,} Hessian-vector products"
+    )
+    for file in (csv, plot):
+        if file is not None:
+            typer.echo(f"saved: {file}")
+
+
 def print_activations(store: Any) -> None:
     """The stored activations."""
     if not store.activations:

@@ -10,9 +10,11 @@ import typer
 from disthess.cli.errors import termination_as_interrupt
 from disthess.cli.options import (
     AddressOption,
+    BlocksOf,
     ConfigArgument,
     ExecutorOption,
     JsonOption,
+    SeedOption,
     StoreArgument,
     StoreOption,
     ThreadsOption,
@@ -149,6 +151,48 @@ def stopping(
         print_json(point_tables.stopping_summary(found))
     else:
         point_tables.print_stopping(found)
+
+
+def couplings(
+    config: ConfigArgument,
+    of: Annotated[BlocksOf, typer.Option("--of", help="What the blocks are.")] = BlocksOf.parameters,
+    probes: Annotated[
+        int, typer.Option("--probes", min=4, metavar="N", help="Products per block; intervals narrow with their root.")
+    ] = 24,
+    top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many pairs to print.")] = 20,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="F.csv", help="Write all pairs as CSV.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="F.png", help="Draw the couplings as a heat map.")
+    ] = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which blocks have to do with each other, from Hessian-vector products alone: norm, coupling, trace, with intervals.
+
+    Coupling C = |H_ab| / sqrt(|H_aa| |H_bb|): 0 where two blocks may be treated as independent. Needs no store and forms nothing
+    of size P x P; sections of the run file are blocks of their own.
+    """
+    settings = settings_of(config)
+    from disthess import couplings as maps
+    from disthess.cli import pair_tables
+    from disthess.loading import load_problem
+
+    section = settings.compute
+    found = maps.coupling_map(
+        load_problem(settings.source(config)),
+        of=of.value,
+        parameters=section.parameters,
+        sections=section.sections if of == BlocksOf.parameters else None,
+        dtype=section.dtype,
+        probes=probes,
+        seed=seed,
+        progress=lambda done, blocks: typer.echo(f"block {done} of {blocks}", err=True),
+    )
+    pair_tables.write_couplings(found, csv, plot)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        pair_tables.print_couplings(found, top, csv, plot)
 
 
 def compare(

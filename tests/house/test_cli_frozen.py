@@ -18,6 +18,7 @@ PROMISED = {
     "lowrank": {"store", "--rank", "--method", "--out", "--part", "--seed", "--json"},
     "compare": {"config", "--rank", "--folder", "--threads", "--plot", "--json"},
     "kronecker": {"store", "layers", "--config", "--part", "--out", "--json"},
+    "couplings": {"config", "--of", "--probes", "--top", "--csv", "--plot", "--seed", "--json"},
     "stopping": {"config", "--store", "--tolerance", "--json"},
     "verify": {"store", "--repair", "--json"},
 }
