@@ -369,7 +369,9 @@ def _compute_missing(store: Store, prepared: Prepared, options: Options, progres
         marks = LedgerMarks(store, make_progress(progress))
         outcome = _executor(plan, options).run(_job(store, prepared), tiles, marks, stop)
     if outcome.failures:
-        shown = "; ".join(f"tile {tile}: {message}" for tile, message in outcome.failures[:3])
+        shown = "; ".join(
+            f"tile {tile} ({plan.layout.tiles[tile].place}): {message}" for tile, message in outcome.failures[:3]
+        )
         raise ExecutionError(
             f"{len(outcome.failures)} of {len(tiles)} tiles failed for good ({shown}). What is done is kept; running again retries "
             "the rest."

@@ -213,7 +213,8 @@ class Store:
             for field in ("checksum", "seconds", "written_bytes", "peak_bytes", "worker")
         ]
         rows = zip(self.done().tolist(), *columns)
-        return tuple(TileRecord(tile, *row[1:]) for tile, row in enumerate(rows) if row[0])
+        splits = self._ledger.splits()
+        return tuple(TileRecord(tile, *row[1:], split=splits.get(tile, 0)) for tile, row in enumerate(rows) if row[0])
 
     def quarantine(self, tile: int, message: str) -> None:
         """Keep a tile's error; it counts as missing, and running again tries it again (driver only)."""
