@@ -149,7 +149,7 @@ class Killer:
         assert len(lost) <= allowed, (lost, allowed, self.kills)
 
     def _check_orphans(self, family: list[psutil.Process]) -> None:
-        gone, alive = psutil.wait_procs(family, timeout=ORPHAN_SECONDS)
+        _, alive = psutil.wait_procs(family, timeout=ORPHAN_SECONDS)
         names = [process.name() for process in alive if process.is_running()]
         for process in alive:
             process.kill()

@@ -107,11 +107,11 @@ def test_each_actor_has_a_gpu_of_its_own_and_one_that_is_not_there_is_refused(
     assert all(len(place["gpus"]) == 1 for place in found)  # type: ignore[arg-type]
     if not torch.cuda.is_available():
         for device in (None, "cuda"):
-            with pytest.raises(ExecutionError, match="torch sees no GPU there. Declare only GPUs that exist"):
+            with pytest.raises(ExecutionError, match=r"torch sees no GPU there\. Declare only GPUs that exist"):
                 RayExecutor(2, device=device).run(
                     placed_job.PlacedJob(tmp_path), toys.make_tiles(2, 2), toys.Recorder(), StopFlag()
                 )
-    with pytest.raises(ExecutionError, match="does not fit into this Ray cluster: its 3 nodes have 4 cores and 3 GPUs"):
+    with pytest.raises(ExecutionError, match=r"does not fit into this Ray cluster: its 3 nodes have 4 cores and 3 GPUs"):
         RayExecutor(1, threads=3, device="cpu").run(
             placed_job.PlacedJob(tmp_path), toys.make_tiles(1), toys.Recorder(), StopFlag()
         )
