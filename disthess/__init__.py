@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from disthess.factors import kronecker as kronecker
     from disthess.factors import save_factors as save_factors
     from disthess.problem import Problem as Problem
+    from disthess.reduce.ray_cluster import dask_cluster as dask_cluster
     from disthess.sections import attention_sections as attention_sections
     from disthess.steps import newton as newton
     from disthess.steps import stopping_report as stopping_report
@@ -61,6 +62,7 @@ _HOMES = {
     "newton": "disthess.steps",
     "stopping_report": "disthess.steps",
     "attention_sections": "disthess.sections",
+    "dask_cluster": "disthess.reduce.ray_cluster",
 }
 
 __all__ = [
@@ -86,6 +88,7 @@ __all__ = [
     "newton",
     "stopping_report",
     "attention_sections",
+    "dask_cluster",
     "__version__",
 ]
 

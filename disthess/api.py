@@ -87,6 +87,7 @@ def compute(
     seed: int = 0,
     progress: bool | None = None,
     certify: bool = True,
+    client: Any = None,
     **options: Any,
 ) -> HessianStore:
     """Compute the Hessian ``H = d2 L / d theta2`` of a problem, block by block, into a store; or resume it.
@@ -100,6 +101,7 @@ def compute(
         seed: Of the certificate's random vectors.
         progress: True or False to show progress or not; None shows it on a terminal.
         certify: Whether to end with the certificate ``|H x - hvp(x)|``.
+        client: A ``dask.distributed`` Client for the sums over uses of shared parameters; None for threads.
         **options: ``parts`` (any of ``hessian``, ``ggn``, ``residual``; default hessian), ``parameters`` (globs; default
             all), ``dtype`` (default the model's), ``method`` (``auto``, ``graph``, ``autograd``), ``shared`` (``auto``,
             ``uses``, ``sum``), ``basis`` (``output``, ``parameter``: forced), ``executor`` (``serial``, ``threads``, ``ray``),
@@ -123,7 +125,7 @@ def compute(
     """
     chosen = _options(options)
     prepared = prepare(problem, chosen)
-    return run_prepared(prepared, chosen, path, seed=seed, progress=progress, certify=certify)
+    return run_prepared(prepared, chosen, path, seed=seed, progress=progress, certify=certify, client=client)
 
 
 def node_curvature(
@@ -233,6 +235,7 @@ def run_prepared(
     seed: int = 0,
     progress: bool | None = None,
     certify: bool = True,
+    client: Any = None,
 ) -> HessianStore:
     """`compute` for a problem that has been prepared (so that its plan can be shown first)."""
     place = str(Path(path))
@@ -243,7 +246,7 @@ def run_prepared(
         store = _open_or_create(place, prepared.plan, identity, options.sections)
         _compute_missing(store, prepared, options, progress)
         if not store.is_reduced():
-            reduce_shared(store)
+            reduce_shared(store, client)
             loss, gradient = hvp.gradient(prepared.problem, prepared.names)
             store.write_loss(loss)
             store.write_gradient(gradient.double().numpy())
@@ -369,7 +372,9 @@ def _compute_missing(store: Store, prepared: Prepared, options: Options, progres
         marks = LedgerMarks(store, make_progress(progress))
         outcome = _executor(plan, options).run(_job(store, prepared), tiles, marks, stop)
     if outcome.failures:
-        shown = "; ".join(f"tile {tile}: {message}" for tile, message in outcome.failures[:3])
+        shown = "; ".join(
+            f"tile {tile} ({plan.layout.tiles[tile].place}): {message}" for tile, message in outcome.failures[:3]
+        )
         raise ExecutionError(
             f"{len(outcome.failures)} of {len(tiles)} tiles failed for good ({shown}). What is done is kept; running again retries "
             "the rest."

@@ -30,6 +30,7 @@ def print_run(store: Any, report: ReportSection, path: str) -> None:
     from disthess import api, pictures
 
     print_certificates(store)
+    print_splits(store)
     print_kinks(store)
     print_definiteness(store)
     part = store.parts[0]
@@ -53,6 +54,16 @@ def print_certificates(store: Any) -> None:
     """One line per part, and one for the activation blocks where there are any."""
     for part in (*store.parts, *(["activations"] if store.activations else [])):
         print_certificate(store, part)
+
+
+def print_splits(store: Any) -> None:
+    """How many tiles ran out of memory and were computed in smaller pieces; nothing if none did."""
+    split = sum(record.split > 0 for record in store.store.records())
+    if split:
+        typer.echo(
+            f"memory     {split} tile{'s were' if split != 1 else ' was'} split for memory: exact to rounding, but not the bytes "
+            f"of a run that had enough"
+        )
 
 
 def print_kinks(store: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 from dataclasses import dataclass
 
@@ -12,6 +13,13 @@ from disthess.units import human_bytes
 
 _LONGEST = 400
 _HOPELESS = (StoreError, PlanError)
+_MEMORY_WORDS = (
+    "DefaultCPUAllocator",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "out of memory",
+    "std::bad_alloc",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +29,18 @@ class Failure:
     Attributes:
         message: One short paragraph.
         hopeless: The error itself where no other tile and no other worker would fare better, such as a full disk.
+        memory: Whether memory ran out, so that the same tile may go well with less at a time.
     """
 
     message: str
     hopeless: DisthessError | None = None
+    memory: bool = False
 
 
-def attempt_tile(worker: AbstractWorker, tile: Tile) -> TileRecord | Failure:
-    """Compute a tile; exceptions come back as values, a keyboard interrupt does not."""
+def attempt_tile(worker: AbstractWorker, tile: Tile, split: int = 0) -> TileRecord | Failure:
+    """Compute a tile, halved ``split`` times; exceptions come back as values, a keyboard interrupt does not."""
     try:
-        return worker.compute(tile)
+        return worker.compute(tile, split)
     except Exception as error:
         return failure_of(error, tile)
 
@@ -45,7 +55,8 @@ def failure_of(error: Exception, tile: Tile | None) -> Failure:
         planned = f" (planned: {human_bytes(tile.memory_bytes)} for this tile)" if tile and tile.memory_bytes else ""
         return Failure(
             f"the worker ran out of memory{planned}: {describe(error)}. Use fewer workers, smaller batches, or a smaller "
-            f"memory budget."
+            f"memory budget.",
+            memory=True,
         )
     if isinstance(error, DisthessError):
         return Failure(str(error), error if isinstance(error, _HOPELESS) else None)
@@ -59,10 +70,14 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS):
+        return True
+    return error.__cause__ is not None and _is_out_of_memory(error.__cause__)
 
 
 def _place(error: Exception) -> str:

@@ -44,12 +44,27 @@ class TileFailed:
         message: What happened, one short paragraph.
         attempts: How often it has been tried.
         final: Whether it is given up.
+        split: How often it will be halved at the next attempt, if memory ran out.
     """
 
     tile: Tile
     message: str
     attempts: int
     final: bool
+    split: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersChanged:
+    """A worker is ready, or gone. An executor whose workers come and go says so.
+
+    Attributes:
+        working: Workers that compute, or could.
+        wanted: How many the run asked for.
+    """
+
+    working: int
+    wanted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +76,17 @@ class RunEnded:
         failed: Tiles given up.
         stopped: Whether a signal ended it early.
         seconds: Wall time.
+        split: Of the finished tiles, how many were computed in smaller pieces because memory ran out.
     """
 
     finished: int
     failed: int
     stopped: bool
     seconds: float
+    split: int = 0
 
 
-Event = RunStarted | TileDone | TileFailed | RunEnded
+Event = RunStarted | TileDone | TileFailed | WorkersChanged | RunEnded
 
 
 class Listener(Protocol):

@@ -27,11 +27,13 @@ class RunOutcome:
         finished: Tiles computed.
         failures: (tile number, message) of those given up.
         stopped: Whether the stop flag ended it before all tiles were tried.
+        split: Of the tiles computed, how many took smaller pieces because memory ran out.
     """
 
     finished: int
     failures: tuple[tuple[int, str], ...]
     stopped: bool
+    split: int = 0
 
 
 class AbstractExecutor(abc.ABC):
@@ -71,18 +73,18 @@ def started(tiles: Sequence[Tile], workers: int) -> RunStarted:
 
 def ended(dispatcher: Dispatcher, stopped: bool, seconds: float) -> RunEnded:
     """The event that closes a run."""
-    return RunEnded(dispatcher.finished, len(dispatcher.failures), stopped, seconds)
+    return RunEnded(dispatcher.finished, len(dispatcher.failures), stopped, seconds, dispatcher.finished_split)
 
 
 def outcome_of(dispatcher: Dispatcher, stopped: bool) -> RunOutcome:
     """How a run ended."""
     failures = tuple(sorted((event.tile.index, event.message) for event in dispatcher.failures))
-    return RunOutcome(dispatcher.finished, failures, stopped)
+    return RunOutcome(dispatcher.finished, failures, stopped, dispatcher.finished_split)
 
 
 @final
 class SerialExecutor(AbstractExecutor):
-    """Tile by tile in this process. A tile that raises is tried once more at the end, then given up.
+    """Tile by tile in this process. A tile that raises is tried once more at the end, then given up; see `Dispatcher`.
 
     Args:
         threads: Threads for linear algebra.
@@ -101,20 +103,20 @@ class SerialExecutor(AbstractExecutor):
     @override
     def run(self, job: AbstractJob, tiles: Sequence[Tile], listener: Listener, stop: StopFlag) -> RunOutcome:
         begin = time.perf_counter()
-        dispatcher = Dispatcher(tiles, 1, max_attempts=2)
+        dispatcher = Dispatcher(tiles, 1, max_attempts=2, halvings=job.halvings)
         listener.notify(started(tiles, 1))
         worker: AbstractWorker | None = None
         try:
             worker = open_worker(job, self._device, self._threads)
             while not stop.is_set and (tile := dispatcher.take(0)) is not None:
-                result = attempt_tile(worker, tile)
+                result = attempt_tile(worker, tile, dispatcher.split(tile))
                 if not isinstance(result, Failure):
                     dispatcher.finish(0)
                     listener.notify(TileDone(result, tile))
                 elif result.hopeless is not None:
                     raise result.hopeless
                 else:
-                    listener.notify(dispatcher.fail(0, result.message))
+                    listener.notify(dispatcher.fail(0, result.message, result.memory))
         finally:
             if worker is not None:
                 worker.close()

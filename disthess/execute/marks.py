@@ -1,4 +1,9 @@
-"""The listener that keeps the ledger: data first, then the mark, a few marks at a time."""
+"""The listener that keeps the ledger: data first, then the mark.
+
+A mark costs about as much as a small tile. One is written at once where what waits is worth more than that; marks of smaller
+tiles wait for each other. A driver that is killed therefore forgets the tiles in flight, one per worker, and besides them no
+more work than ``WAITING_SECONDS``, or twice what writing marks takes. Forgotten tiles are computed again, to the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,11 @@ from disthess.execute.events import Event, Listener, RunEnded, TileDone, TileFai
 from disthess.store.layout import TileRecord
 from disthess.store.store import Store
 
+WAITING_SECONDS = 0.05
+"""Work that may wait for its marks,"""
+
 FLUSH_SECONDS = 0.5
-"""A killed driver forgets at most the marks of this long; their tiles are computed again, to the same bytes."""
+"""and how long at most, while tiles are finished."""
 
 
 @final
@@ -27,12 +35,13 @@ class LedgerMarks:
         self._listener = listener
         self._waiting: list[TileRecord] = []
         self._flushed = time.monotonic()
+        self._cost = 0.0
 
     def notify(self, event: Event) -> None:
         """Take note of an event."""
         if isinstance(event, TileDone):
             self._waiting.append(event.record)
-            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            if self._is_due():
                 self._flush()
         elif isinstance(event, TileFailed) and event.final:
             self._store.quarantine(event.tile.index, event.message)
@@ -40,8 +49,15 @@ class LedgerMarks:
             self._flush()
         self._listener.notify(event)
 
+    def _is_due(self) -> bool:
+        worth = sum(record.seconds for record in self._waiting)
+        late = time.monotonic() - self._flushed > FLUSH_SECONDS
+        return late or worth >= max(WAITING_SECONDS, 2 * self._cost)
+
     def _flush(self) -> None:
+        begin = time.monotonic()
         if self._waiting:
             self._store.mark(self._waiting)
         self._waiting = []
         self._flushed = time.monotonic()
+        self._cost = self._flushed - begin

@@ -26,6 +26,14 @@ def available_memory_bytes() -> int:
     return max(0, min(room))
 
 
+def oom_kills() -> int:
+    """Processes that the kernel has ended for want of memory, in this process's control groups or else on the machine."""
+    for place in cgroup_directories():
+        if (text := read_text(place / "memory.events")) is not None:
+            return _field(text, "oom_kill")
+    return _field(read_text(Path("/proc/vmstat")) or "", "oom_kill")
+
+
 @final
 class PeakMemory:
     """Peak of this process's resident memory since now, above its level now.
@@ -94,9 +102,13 @@ def _cgroup_room(place: Path, limit_name: str, used_name: str, cache_name: str) 
     limit, used = read_text(place / limit_name), read_text(place / used_name)
     if limit is None or used is None or not limit.isdigit() or not used.isdigit():
         return []
-    cache = 0
-    for line in (read_text(place / "memory.stat") or "").splitlines():
+    return [int(limit) - int(used) + _field(read_text(place / "memory.stat") or "", cache_name)]
+
+
+def _field(text: str, wanted: str) -> int:
+    """A line ``name value`` of a kernel file; 0 where there is none."""
+    for line in text.splitlines():
         name, _, value = line.partition(" ")
-        if name == cache_name:
-            cache = int(value)
-    return [int(limit) - int(used) + cache]
+        if name == wanted:
+            return int(value)
+    return 0

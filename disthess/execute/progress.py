@@ -13,7 +13,7 @@ from typing import TextIO, final
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from disthess.execute.events import Event, Listener, RunEnded, RunStarted, TileDone, TileFailed
+from disthess.execute.events import Event, Listener, RunEnded, RunStarted, TileDone, TileFailed, WorkersChanged
 from disthess.units import human_flops, human_seconds
 
 _LINE_SECONDS = 5.0
@@ -36,6 +36,7 @@ class Tally:
     failed: int = 0
     work_done: int = 0
     counts_flops: bool = True
+    idle_workers: str = ""
 
     @classmethod
     def of(cls, event: RunStarted, clock: float) -> Tally:
@@ -49,6 +50,9 @@ class Tally:
             self.work_done += event.tile.flops if self.counts_flops else 1
         elif isinstance(event, TileFailed) and event.final:
             self.failed += 1
+        elif isinstance(event, WorkersChanged):
+            few = event.working < event.wanted
+            self.idle_workers = f", {event.working} of {event.wanted} workers" if few else ""
 
     def left_seconds(self, clock: float) -> float | None:
         """Time left at the rate so far; None before the first tile."""
@@ -101,7 +105,7 @@ class LineProgress:
             self._last = now
             self._print(
                 f"{self._tally.done}/{self._tally.tiles} tiles, {self._tally.describe_rate(now)}, "
-                f"{human_seconds(self._tally.left_seconds(now))} left"
+                f"{human_seconds(self._tally.left_seconds(now))} left{self._tally.idle_workers}"
             )
 
     def _print(self, line: str) -> None:
@@ -133,7 +137,7 @@ class RichProgress:
                 completed=self._tally.work_done,
                 tiles=f"{self._tally.done}/{self._tally.tiles} tiles",
                 rate=self._tally.describe_rate(now),
-                left=f"{human_seconds(self._tally.left_seconds(now))} left",
+                left=f"{human_seconds(self._tally.left_seconds(now))} left{self._tally.idle_workers}",
             )
         if isinstance(event, RunEnded):
             if self._bar is not None:
@@ -177,11 +181,15 @@ def make_progress(mode: bool | None = None, stream: TextIO | None = None) -> Lis
 def describe_failure(event: TileFailed) -> str:
     """One line for a failed attempt."""
     what = "given up" if event.final else "will be tried again"
-    return f"tile {event.tile.index} of {event.tile.source} failed ({what}, attempt {event.attempts}): {event.message}"
+    if event.split:
+        what = f"will be tried again in smaller pieces, halved {event.split} time{'s' if event.split > 1 else ''}"
+    counted = f", attempt {event.attempts}" if event.attempts else ""
+    return f"tile {event.tile.index} ({event.tile.place}) failed ({what}{counted}): {event.message}"
 
 
 def describe_end(event: RunEnded) -> str:
     """One line for the end."""
     failed = f", {event.failed} given up" if event.failed else ""
     stopped = ", stopped by a signal" if event.stopped else ""
-    return f"{event.finished} tiles in {human_seconds(event.seconds)}{failed}{stopped}"
+    split = f", {event.split} split for memory" if event.split else ""
+    return f"{event.finished} tiles in {human_seconds(event.seconds)}{split}{failed}{stopped}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import socket
 from collections.abc import Mapping
 from typing import final
 
 import numpy as np
 import ray
 
+from disthess.errors import ExecutionError
 from disthess.execute.attempt import Failure, attempt_tile, failure_of
 from disthess.execute.task import AbstractJob, AbstractWorker
 from disthess.store.layout import Tile, TileRecord
@@ -31,11 +33,11 @@ class TileActor:
             return failure_of(error, None)
         return None
 
-    def compute(self, tile: Tile) -> TileRecord | Failure:
-        """One attempt at a tile."""
+    def compute(self, tile: Tile, split: int) -> TileRecord | Failure:
+        """One attempt at a tile, halved ``split`` times."""
         if self._worker is None:
             return Failure("the worker was asked for a tile before it was opened")
-        return attempt_tile(self._worker, tile)
+        return attempt_tile(self._worker, tile, split)
 
     def close(self) -> None:
         """End the worker."""
@@ -44,10 +46,19 @@ class TileActor:
 
 
 def own_device(device: str | None) -> str:
-    """The device of this process: as told, else the GPU that Ray has given it, if torch sees one, else the CPU."""
-    if device is not None:
-        return device
-    if not ray.get_gpu_ids():
-        return "cpu"
+    """The device of this process: as told, else the GPU that Ray has given it, else the CPU.
+
+    Raises:
+        ExecutionError: Ray counts a GPU here that torch does not see. Some workers on a GPU and some not would be neither fast
+            nor the same bytes, so that is not passed over.
+    """
+    given = ray.get_gpu_ids()
+    wanted = device if device is not None else ("cuda" if given else "cpu")
     # Only a worker with a GPU pays for loading torch here; its job loads it anyway.
-    return "cuda" if importlib.import_module("torch").cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not importlib.import_module("torch").cuda.is_available():
+        raise ExecutionError(
+            f"Ray gave this worker GPU {', '.join(str(number) for number in given) or 'none'} of the machine "
+            f"{socket.gethostname()}, but torch sees no GPU there. Declare only GPUs that exist ('ray start --num-gpus'), "
+            f"install a torch built for them, or compute with device='cpu'."
+        )
+    return wanted

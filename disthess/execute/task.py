@@ -14,8 +14,14 @@ class AbstractWorker(abc.ABC):
     """Computes tiles, in one process, one after another."""
 
     @abc.abstractmethod
-    def compute(self, tile: Tile) -> TileRecord:
-        """Compute a tile and write its data. Doing it twice, or in two places at once, writes the same bytes."""
+    def compute(self, tile: Tile, split: int = 0) -> TileRecord:
+        """Compute a tile and write its data. Doing it twice, or in two places at once, writes the same bytes.
+
+        Args:
+            tile: Which.
+            split: How often to halve what is computed at a time; the same split gives the same bytes, another one the same
+                numbers to rounding.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -29,6 +35,10 @@ class AbstractJob(abc.ABC):
     @abc.abstractmethod
     def weights(self) -> Mapping[str, np.ndarray]:
         """Large arrays, shipped once to all workers."""
+
+    def halvings(self, tile: Tile) -> int:
+        """How often a tile can be split when memory runs out."""
+        return 0
 
     @abc.abstractmethod
     def open(self, weights: Mapping[str, np.ndarray], worker: int, device: str, threads: int) -> AbstractWorker:

@@ -49,7 +49,7 @@ class ThreadExecutor(AbstractExecutor):
     @override
     def run(self, job: AbstractJob, tiles: Sequence[Tile], listener: Listener, stop: StopFlag) -> RunOutcome:
         begin = time.perf_counter()
-        dispatcher = Dispatcher(tiles, self._workers, max_attempts=2)
+        dispatcher = Dispatcher(tiles, self._workers, max_attempts=2, halvings=job.halvings)
         listener.notify(started(tiles, self._workers))
         worker: AbstractWorker | None = None
         try:
@@ -77,7 +77,7 @@ class ThreadExecutor(AbstractExecutor):
             for number in sorted(idle):
                 tile = None if stop.is_set or hopeless is not None else dispatcher.take(number)
                 if tile is not None:
-                    running[pool.submit(attempt_tile, worker, tile)] = number
+                    running[pool.submit(attempt_tile, worker, tile, dispatcher.split(tile))] = number
                     idle.discard(number)
             if not running:
                 break
@@ -95,6 +95,6 @@ class ThreadExecutor(AbstractExecutor):
                 elif result.hopeless is not None:
                     hopeless = result.hopeless
                 else:
-                    listener.notify(dispatcher.fail(number, result.message))
+                    listener.notify(dispatcher.fail(number, result.message, result.memory))
         if hopeless is not None:
             raise hopeless

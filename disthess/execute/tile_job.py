@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import final
@@ -57,6 +58,10 @@ class GraphJob(AbstractJob):
         return self._tensors
 
     @override
+    def halvings(self, tile: Tile) -> int:
+        return self._sources[tile.source].halvings
+
+    @override
     def open(self, weights: Mapping[str, np.ndarray], worker: int, device: str, threads: int) -> AbstractWorker:
         peak = PeakMemory()
         settings = DeviceSettings(device, threads)
@@ -94,6 +99,10 @@ class AutogradJob(AbstractJob):
         return {}
 
     @override
+    def halvings(self, tile: Tile) -> int:
+        return self._sources[tile.source].halvings
+
+    @override
     def open(self, weights: Mapping[str, np.ndarray], worker: int, device: str, threads: int) -> AbstractWorker:
         peak = PeakMemory()
         settings = DeviceSettings(device, threads)
@@ -112,7 +121,10 @@ class DeviceSettings:
 
     def __init__(self, device: str, threads: int) -> None:
         if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ExecutionError(f"device {device!r} was asked for, but torch sees no GPU here. Use device='cpu'.")
+            raise ExecutionError(
+                f"device {device!r} was asked for, but torch sees no GPU on {socket.gethostname()}. Use device='cpu', or a "
+                f"torch built for the GPU that is there."
+            )
         self.device = torch.device(device)
         self._wanted = threads
         self._threads = torch.get_num_threads()
@@ -148,13 +160,15 @@ class TileWorker(AbstractWorker):
         self._peak = peak
 
     @override
-    def compute(self, tile: Tile) -> TileRecord:
+    def compute(self, tile: Tile, split: int = 0) -> TileRecord:
         started = time.perf_counter()
         self._settings.enter_thread()
-        arrays = self._engine.compute(tile.source, tile.span)
+        if split and self._settings.device.type == "cuda":
+            torch.cuda.empty_cache()
+        arrays = self._engine.compute(tile.source, tile.span, split)
         checksum, written = self._store.write_tile(tile, arrays)
         seconds = time.perf_counter() - started
-        return TileRecord(tile.index, checksum, seconds, written, self._peak.rise_bytes(), self._worker)
+        return TileRecord(tile.index, checksum, seconds, written, self._peak.rise_bytes(), self._worker, split)
 
     @override
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -40,6 +41,27 @@ class SourcePlan:
     unit_rows: int
     table_width: int = 0
 
+    @property
+    def halvings(self) -> int:
+        """How often the sweep can be made smaller: the stack down to one tangent, then the microbatch down to one sample.
+
+        >>> SourcePlan("w", "w", (), "parameter", stack=5, samples=2, unit_rows=1).halvings
+        4
+        """
+        return _halvings(self.stack) + (0 if self.basis == "autograd" else _halvings(self.samples))
+
+    def halved(self, times: int) -> SourcePlan:
+        """The same sweep with less at a time: first the stack is halved, rounded up, then the microbatch.
+
+        Sums over samples are taken in other groups then, so that numbers agree to rounding, not in every bit.
+
+        >>> plan = SourcePlan("w", "w", (), "parameter", stack=5, samples=2, unit_rows=1)
+        >>> [(plan.halved(times).stack, plan.halved(times).samples) for times in range(6)]
+        [(5, 2), (3, 2), (2, 2), (1, 2), (1, 1), (1, 1)]
+        """
+        first = min(times, _halvings(self.stack))
+        return dataclasses.replace(self, stack=_halve(self.stack, first), samples=_halve(self.samples, times - first))
+
     def blocks(self, units: Span) -> Iterator[Span]:
         """Units swept together, one after another.
 
@@ -54,6 +76,14 @@ class SourcePlan:
                 last = min(last, (first // self.table_width + 1) * self.table_width)
             yield Span(first, last)
             first = last
+
+
+def _halve(count: int, times: int) -> int:
+    return max(1, -(-count // (1 << times)))
+
+
+def _halvings(count: int) -> int:
+    return (count - 1).bit_length()
 
 
 def activation_source(node: str) -> str:

@@ -254,9 +254,14 @@ class HessianStore:
         """
         return StoreOperator(PanelReader(self.store, part), multiply=multiply)
 
-    def blocks(self, part: Part = "hessian") -> BlockTable:
-        """Frobenius norm of every block and trace of every diagonal one."""
-        return block_table(PanelReader(self.store, part))
+    def blocks(self, part: Part = "hessian", client: Any = None) -> BlockTable:
+        """Frobenius norm of every block and trace of every diagonal one.
+
+        Args:
+            part: ``hessian``, ``ggn`` or ``residual``.
+            client: A ``dask.distributed`` Client whose workers read the store; None for threads. Same numbers.
+        """
+        return block_table(PanelReader(self.store, part), client)
 
     def certificate(self, part: Part | Literal["activations"] = "hessian") -> Certificate | None:
         """The certificate of a part or of the activation blocks, or None if the run ended before it."""

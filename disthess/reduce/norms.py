@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import uuid
 from dataclasses import dataclass
+from typing import Any
 
 import dask
 import numpy as np
 
 from disthess.reduce.arrays import Band, PanelReader
+from disthess.reduce.scheduler import scheduler_of
 
 BANDS_AT_ONCE = 4
 """Bands in memory at a time."""
@@ -68,14 +71,21 @@ class BlockTable:
         return math.fsum(row.trace for row in self.entries if row.a == row.b)
 
 
-def block_table(reader: PanelReader) -> BlockTable:
-    """Frobenius norm of every block and trace of every diagonal one, in float64, by Dask; reads every tile once."""
+def block_table(reader: PanelReader, client: Any = None) -> BlockTable:
+    """Frobenius norm of every block and trace of every diagonal one, in float64, by Dask; reads every tile once.
+
+    Args:
+        reader: Of what.
+        client: A ``dask.distributed`` Client whose workers read; None for threads of this process. Same numbers.
+    """
     bands = list(reader.bands())
-    tasks = [dask.delayed(_band_sums, pure=False, traverse=False)(reader, band) for band in bands]
+    # One node of the graph, so that a Client ships the reader once and not with every band.
+    shared = dask.delayed(reader, name=f"reader-{uuid.uuid4().hex}", traverse=False)
+    tasks = [dask.delayed(_band_sums, pure=False, traverse=False)(shared, band) for band in bands]
     squares: dict[frozenset[str], float] = {}
     traces: dict[str, float] = {}
     # Few at once: each holds a band.
-    found = dask.compute(*tasks, scheduler="threads", num_workers=BANDS_AT_ONCE)
+    found = dask.compute(*tasks, scheduler=scheduler_of(client), num_workers=BANDS_AT_ONCE)
     for band, (sums, trace) in zip(bands, found, strict=True):
         source = band.panel.source
         traces[source] = traces.get(source, 0.0) + trace

@@ -16,22 +16,24 @@ import dask
 import dask.array as da
 import numpy as np
 
+from disthess.reduce.scheduler import scheduler_of
 from disthess.reduce.uses import UseReader
 from disthess.store.layout import PanelSpec, ParameterSpec
 from disthess.store.store import Store
 from disthess.types import Part, Span
 
 
-def reduce_shared(store: Store) -> None:
+def reduce_shared(store: Store, client: Any = None) -> None:
     """Write every panel that is a sum over uses.
 
     Args:
         store: With all tiles done, open for writing.
+        client: A ``dask.distributed`` Client whose workers read and sum; None for threads of this process. Same bytes.
 
     Raises:
         StoreError: A tile is missing, or the disk is full.
     """
-    sums = _Sums(store)
+    sums = _Sums(store, client)
     for panel in store.layout.panels:
         if panel.reduced:
             for part in store.layout.parts:
@@ -42,8 +44,9 @@ def reduce_shared(store: Store) -> None:
 
 @final
 class _Sums:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, client: Any) -> None:
         self._store = store
+        self._client = client
         self._uses = UseReader(store)
         self._parameters = {parameter.name: parameter for parameter in store.layout.parameters}
 
@@ -56,7 +59,7 @@ class _Sums:
             skip = first if name == panel.source else 0
             if skip < size:
                 pieces.append(self._target(source, self._parameters[name], part, rows, skip))
-        summed = np.array(da.concatenate(pieces, axis=1).compute(scheduler="threads"), order="C")
+        summed = np.array(da.concatenate(pieces, axis=1).compute(scheduler=scheduler_of(self._client)), order="C")
         places = np.arange(rows.size)
         summed[places, places + rows.start - first] += self._store.layout.decay(panel, part)
         return summed

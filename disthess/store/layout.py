@@ -148,6 +148,15 @@ class Tile:
     written_bytes: int
     memory_bytes: int
 
+    @property
+    def place(self) -> str:
+        """Source and rows, for people.
+
+        >>> Tile(3, "fc1.weight", Span(64, 128), 0, 0, 1, 1, 1).place
+        'fc1.weight, rows 64 to 127'
+        """
+        return f"{self.source}, rows {self.span.start} to {self.span.stop - 1}"
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -218,6 +227,7 @@ class TileRecord:
         written_bytes: Bytes written.
         peak_bytes: Peak rise of the worker's memory so far, above its level before the model was loaded; 0 if unknown.
         worker: Number of the worker.
+        split: How often the planned stack and microbatch were halved, because memory ran out; see `SourcePlan.halved`.
     """
 
     tile: int
@@ -226,6 +236,7 @@ class TileRecord:
     written_bytes: int
     peak_bytes: int
     worker: int
+    split: int = 0
 
 
 Attributes = dict[str, Any]

@@ -5,7 +5,7 @@ Six arrays of length ``tiles``. ``state`` is written last, so a row that says *d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -31,7 +31,7 @@ _CHUNK = 8192
 
 def create_ledger(root: zarr.Group, tiles: int) -> None:
     """Create the ledger's arrays inside the root group; every tile is missing, and nothing is reduced."""
-    ledger = root.create_group("ledger", attributes={"quarantined": {}, "reduced": False})
+    ledger = root.create_group("ledger", attributes={"quarantined": {}, "reduced": False, "split": {}})
     for name, dtype in _FIELDS:
         create_plain(ledger, name, (tiles,), np.dtype(dtype), (min(_CHUNK, max(1, tiles)),), 0)
 
@@ -60,6 +60,7 @@ class Ledger:
         self._set("written_bytes", index, [record.written_bytes for record in rows])
         self._set("peak_bytes", index, [record.peak_bytes for record in rows])
         self._set("worker", index, [record.worker for record in rows])
+        self._note_splits(last)
         self._set("state", index, [DONE] * len(rows))
         self._forget({str(tile) for tile in last})
 
@@ -78,6 +79,10 @@ class Ledger:
         """Messages of quarantined tiles, by tile number as a string."""
         return dict(self._attributes().get("quarantined", {}))
 
+    def splits(self) -> dict[int, int]:
+        """How often each tile was halved that was computed in smaller pieces; others are not named."""
+        return {int(tile): int(times) for tile, times in self._attributes().get("split", {}).items()}
+
     def is_reduced(self) -> bool:
         """Whether the panels of shared parameters have been summed from those of their uses."""
         return bool(self._attributes().get("reduced", False))
@@ -85,6 +90,13 @@ class Ledger:
     def set_reduced(self, reduced: bool) -> None:
         """Say whether they have."""
         self._update({"reduced": reduced})
+
+    def _note_splits(self, records: Mapping[int, TileRecord]) -> None:
+        old = self.splits()
+        kept = {tile: times for tile, times in old.items() if tile not in records}
+        new = {**kept, **{tile: record.split for tile, record in records.items() if record.split}}
+        if new != old:
+            self._update({"split": {str(tile): times for tile, times in sorted(new.items())}})
 
     def _forget(self, tiles: set[str]) -> None:
         old = self.messages()

@@ -212,8 +212,12 @@ class Store:
             self._ledger.read(field).tolist()
             for field in ("checksum", "seconds", "written_bytes", "peak_bytes", "worker")
         ]
-        rows = zip(self.done().tolist(), *columns)
-        return tuple(TileRecord(tile, *row[1:]) for tile, row in enumerate(rows) if row[0])
+        splits = self._ledger.splits()
+        return tuple(
+            TileRecord(tile, checksum, seconds, written, peak, worker, splits.get(tile, 0))
+            for tile, (done, checksum, seconds, written, peak, worker) in enumerate(zip(self.done().tolist(), *columns))
+            if done
+        )
 
     def quarantine(self, tile: int, message: str) -> None:
         """Keep a tile's error; it counts as missing, and running again tries it again (driver only)."""

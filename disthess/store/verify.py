@@ -64,7 +64,7 @@ def verify_store(store: Store, repair: bool, progress: Callable[[int, int], None
         read_bytes += record.written_bytes
         message = _tile_damage(store, tile, record.checksum)
         if message:
-            place = f"{tile.source}, rows {tile.span.start} to {tile.span.stop - 1}"
+            place = tile.place
             damaged.append(Damage(tile.index, place, message))
         if progress is not None:
             progress(count, len(records))

@@ -13,12 +13,13 @@ class AbstractEngine(abc.ABC):
     """Computes the rows of a source against all its targets."""
 
     @abc.abstractmethod
-    def compute(self, source: str, span: Span) -> dict[Part, list[np.ndarray]]:
+    def compute(self, source: str, span: Span, split: int = 0) -> dict[Part, list[np.ndarray]]:
         """Rows ``span`` of a source, for each part and each panel it writes.
 
         Args:
             source: Name of the source.
             span: Rows of its panels.
+            split: How often the planned stack and microbatch are halved, to take less memory; numbers then agree to rounding.
 
         Returns:
             ``[span.size, columns - first_column(span.start)]`` per panel, in the layout's order.

@@ -126,8 +126,8 @@ class AutogradEngine(AbstractEngine):
         ]
 
     @override
-    def compute(self, source: str, span: Span) -> dict[Part, list[np.ndarray]]:
-        plan = self._sources[source]
+    def compute(self, source: str, span: Span, split: int = 0) -> dict[Part, list[np.ndarray]]:
+        plan = self._sources[source].halved(split)
         panels = self._layout.panels_of(source)
         first = sum(self._sizes[: self._names.index(source)])
         buffers = {part: Buffers(span.size, self._like.detach()) for part in self._layout.parts}

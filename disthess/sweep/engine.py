@@ -60,8 +60,8 @@ class GraphEngine(AbstractEngine):
         self._readers: dict[tuple[int, str], tuple[tuple[int, ...], ...]] = {}
 
     @override
-    def compute(self, source: str, span: Span) -> dict[Part, list[np.ndarray]]:
-        plan = self._sources[source]
+    def compute(self, source: str, span: Span, split: int = 0) -> dict[Part, list[np.ndarray]]:
+        plan = self._sources[source].halved(split)
         panels = self._layout.panels_of(source)
         apart = any(panel.kind == "uses" for panel in panels)
         units = Span(span.start // plan.unit_rows, -(-span.stop // plan.unit_rows))
@@ -114,7 +114,7 @@ class GraphEngine(AbstractEngine):
         for number, primal in enumerate(self._primals):
             source, targets = activation_targets(primal.graph, panels[0])
             passed = self._passed(number, plan.source, targets)
-            for frame in self._microbatches(number, plan.samples):
+            for frame in self._microbatches(number, plan):
                 tangents = forward(frame, {source: unit_activations(frame, source, block)})
                 for part, held in buffers.items():
                     place = Place(offset, self._layout.activation_samples, before + frame.span.start)
@@ -131,12 +131,12 @@ class GraphEngine(AbstractEngine):
         """The microbatches that a block of units meets: of a row of a table, the samples that read it."""
         primal = self._primals[number]
         if not plan.table_width:
-            yield from self._microbatches(number, plan.samples)
+            yield from self._microbatches(number, plan)
             return
         rows = self._table_readers(number, plan, leaves)
         readers = rows[block.start // plan.table_width] if rows else ()
         if not rows or len(readers) == primal.samples:
-            yield from self._microbatches(number, plan.samples)
+            yield from self._microbatches(number, plan)
             return
         for start in range(0, len(readers), plan.samples):
             yield Frame(primal, Span(start, min(start + plan.samples, len(readers))), readers)
@@ -152,10 +152,15 @@ class GraphEngine(AbstractEngine):
             self._readers[key] = found
         return self._readers[key]
 
-    def _microbatches(self, number: int, size: int) -> Iterator[Frame]:
-        primal = self._primals[number]
+    def _microbatches(self, number: int, plan: SourcePlan) -> Iterator[Frame]:
+        primal, size = self._primals[number], plan.samples
+        as_planned = size == self._sources[plan.source].samples
         for start in range(0, primal.samples, size):
             key = (number, start, size)
+            if not as_planned:
+                # Smaller ones are for want of memory, and are not kept.
+                yield Frame(primal, Span(start, min(start + size, primal.samples)))
+                continue
             if key not in self._frames:
                 self._frames[key] = Frame(primal, Span(start, min(start + size, primal.samples)))
             yield self._frames[key]

@@ -102,7 +102,7 @@ def test_sigterm_finishes_what_is_in_flight(tmp_path: Path, cluster: None) -> No
 
 
 def test_more_than_the_cluster_has_is_refused_at_once(tmp_path: Path, cluster: None) -> None:
-    with pytest.raises(ExecutionError, match="do not fit into this Ray cluster"):
+    with pytest.raises(ExecutionError, match="does not fit into this Ray cluster"):
         RayExecutor(3, threads=50).run(toys.ToyJob(tmp_path), toys.make_tiles(3), toys.Recorder(), StopFlag())
 
 

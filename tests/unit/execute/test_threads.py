@@ -35,9 +35,9 @@ def test_two_tiles_are_under_way_together(tmp_path: Path) -> None:
     meeting = threading.Barrier(2, timeout=20)
 
     class Worker(toys.ToyWorker):
-        def compute(self, tile: Tile) -> TileRecord:
+        def compute(self, tile: Tile, split: int = 0) -> TileRecord:
             meeting.wait()
-            return super().compute(tile)
+            return super().compute(tile, split)
 
     class Job(toys.ToyJob):
         def open(self, weights: object, worker: int, device: str, threads: int) -> Worker:

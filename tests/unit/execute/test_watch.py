@@ -119,7 +119,7 @@ def test_lines_for_logs() -> None:
     assert lines[0] == "computing 2 tiles, 5 done before, 2 GFLOP, 2 workers"
     assert lines[1].startswith("1/2 tiles, ")
     assert "FLOP/s" in lines[1]
-    assert lines[2] == "tile 3 of fc1.weight failed (given up, attempt 3): [bold]boom"
+    assert lines[2] == "tile 3 (fc1.weight, rows 0 to 0) failed (given up, attempt 3): [bold]boom"
     assert lines[3] == "1 tiles in 1 min 1 s, 1 given up, stopped by a signal"
 
 

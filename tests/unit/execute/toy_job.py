@@ -30,7 +30,7 @@ class ToyWorker(AbstractWorker):
         self._worker = worker
         self._faults = faults
 
-    def compute(self, tile: Tile) -> TileRecord:
+    def compute(self, tile: Tile, split: int = 0) -> TileRecord:
         with (self._folder / f"tries-{tile.index}").open("a") as file:
             file.write("x")
         tries = (self._folder / f"tries-{tile.index}").stat().st_size
@@ -41,7 +41,7 @@ class ToyWorker(AbstractWorker):
             raise ArithmeticError(f"tile {tile.index} does not work\nand this line is not shown")
         if fault == "full":
             raise StoreError("No space is left on the disk")
-        if fault == "memory":
+        if fault == "memory" or (fault == "memory until 2" and split < 2):
             raise MemoryError
         if fault == "slow":
             time.sleep(0.5)
@@ -50,7 +50,9 @@ class ToyWorker(AbstractWorker):
             time.sleep(0.3)
         value = self._weights @ self._weights * tile.index
         np.save(self._folder / f"tile-{tile.index}.npy", value)
-        return TileRecord(tile.index, int(os.environ.get("OMP_NUM_THREADS", "0")), 0.0, value.nbytes, 0, self._worker)
+        return TileRecord(
+            tile.index, int(os.environ.get("OMP_NUM_THREADS", "0")), 0.0, value.nbytes, 0, self._worker, split
+        )
 
     def close(self) -> None:
         (self._folder / f"closed-{self._worker}").touch()
@@ -65,6 +67,9 @@ class ToyJob(AbstractJob):
     @property
     def weights(self) -> Mapping[str, np.ndarray]:
         return {"w": np.arange(9.0).reshape(3, 3)}
+
+    def halvings(self, tile: Tile) -> int:
+        return 3 if self._faults.get(tile.index, "").startswith("memory until") else 0
 
     def open(self, weights: Mapping[str, np.ndarray], worker: int, device: str, threads: int) -> AbstractWorker:
         if self._open_fault:
