@@ -121,9 +121,12 @@ def _foreign(place: Path, attributes: dict[str, Any]) -> None:
     )
 
 
-def test_a_url_is_refused() -> None:
-    with pytest.raises(StoreError, match="is a URL"):
-        Store.open("s3://bucket/run.zarr")
+@pytest.mark.parametrize(
+    "url", ["memory://run.zarr", "file:///tmp/run.zarr", "s3://bucket", "https://example.org/run.zarr"]
+)
+def test_urls_that_cannot_hold_a_store_are_refused(url: str) -> None:
+    with pytest.raises(StoreError, match=r"cannot hold a store.*s3://bucket/runs"):
+        Store.open(url)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -104,7 +104,9 @@ def test_a_number_given_to_another_process_since_is_no_holder(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[1]", json.dumps({"token": "../x", "pid": 1}).encode(), elsewhere().to_bytes()])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[1]", json.dumps({"token": "../x", "pid": 1}).encode(), elsewhere().to_bytes()]
+)
 def test_a_holder_that_cannot_be_asked_is_believed(tmp_path: Path, text: bytes) -> None:
     put(tmp_path / "s", "holder", text)
     with pytest.raises(StoreError, match=r"remove .*s.lock"), StoreLock(tmp_path / "s", REFUSING):
@@ -215,16 +217,31 @@ def test_a_lock_removed_by_hand_is_noticed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_claim_made_too_late_hangs_in_the_air(tmp_path: Path) -> None:
-    """A taker that was slow creates its claim after the lease it saw has ended and another has begun."""
-    slow = StoreLock(tmp_path / "s", QUICK)
-    seen = elsewhere()
-    put(tmp_path / "s", "holder", elsewhere().to_bytes())
-    put(tmp_path / "s", f"after-{seen.token}", Claim.make().to_bytes())
-    assert slow._chain()[-1].token != seen.token
-    mine = Claim.make()
-    put(tmp_path / "s", f"after-{seen.token}", mine.to_bytes())
-    assert not slow._ends_with(mine)
+def test_a_claim_made_too_late_hangs_in_the_air(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A taker decides that a lease is dead, is suspended, and goes on when the lease has ended and another has begun."""
+    store = tmp_path / "s"
+    dead = replace(Claim.make(), started=1.0)
+    put(store, "holder", dead.to_bytes())
+    winner = StoreLock(store)
+    real, made = LocalPlace.create, []
+
+    def create_late(self: LocalPlace, key: str, data: bytes) -> bool:
+        monkeypatch.setattr(LocalPlace, "create", real)
+        with StoreLock(store):  # takes over from the dead, and gives the lease back
+            pass
+        winner.__enter__()
+        made.append((key, real(self, key, data)))
+        return made[-1][1]
+
+    monkeypatch.setattr(LocalPlace, "create", create_late)
+    with pytest.raises(StoreError, match=f"process {os.getpid()}"), StoreLock(store):
+        pass
+    assert made == [(f"after-{dead.token}", True)], (
+        "it was told that it created its claim, and yet does not hold the lease"
+    )
+    winner.check()
+    winner.__exit__(None, None, None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lock_file_of_an_older_version_is_explained(tmp_path: Path) -> None:
