@@ -85,6 +85,7 @@ class StoreLock:
             self._claim = self._acquire()
             self._renewed = time.monotonic()
             self._sweep()
+        self._lost = ""
         self._ended.clear()
         self._thread = threading.Thread(target=self._keep, name="disthess-lease", daemon=True)
         self._thread.start()
