@@ -319,8 +319,10 @@ def _is_refused(text: str) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    """The object store's own code and words where it gave any, else the first line."""
+    """The object store's own code and words where it gave any, else its status, else the first line."""
     found = re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", str(error), re.DOTALL)
+    if found is None:
+        found = re.search(r"status code: (\d{3} [A-Za-z ]+)", str(error))
     return ": ".join(word for word in found.groups() if word) if found else first_line(error)
 
 

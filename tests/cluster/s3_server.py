@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -13,10 +14,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 BUCKET = "bucket"
+KEY = "testing"
+SECRET = "testing-secret"
 
 
 def free_port() -> int:
@@ -59,6 +63,32 @@ def moto_server() -> Iterator[str]:
 
 
 @contextmanager
+def radosgw() -> Iterator[str]:
+    """A real S3 server, Ceph's; see radosgw.sh for what it needs."""
+    boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("obstore")
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="disthess-rgw-") as folder:
+        command = [str(Path(__file__).with_name("radosgw.sh")), folder, str(port), KEY, SECRET]
+        log = Path(folder) / "start.log"
+        with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+            try:
+                deadline = time.monotonic() + 180
+                while "\nready" not in log.read_text():
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        raise RuntimeError(f"radosgw did not start:\n{log.read_text()[-3000:]}")
+                    time.sleep(0.2)
+                client = boto3.client(
+                    "s3", endpoint_url=f"http://127.0.0.1:{port}", aws_access_key_id=KEY, aws_secret_access_key=SECRET
+                )
+                client.create_bucket(Bucket=BUCKET)
+                yield f"http://127.0.0.1:{port}"
+            finally:
+                process.terminate()
+                process.wait(60)
+
+
+@contextmanager
 def answering(status: int, code: str) -> Iterator[tuple[str, list[str]]]:
     """A server that says the same to everybody: its URL, and what it was asked for."""
     asked: list[str] = []
@@ -89,7 +119,7 @@ def answering(status: int, code: str) -> Iterator[tuple[str, list[str]]]:
         server.server_close()
 
 
-def environment(url: str, key: str = "testing", secret: str = "testing") -> dict[str, str]:
+def environment(url: str, key: str = KEY, secret: str = SECRET) -> dict[str, str]:
     """Variables that obstore reads."""
     return {
         "AWS_ENDPOINT_URL": url,

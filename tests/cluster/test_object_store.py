@@ -1,4 +1,7 @@
-"""A store on an object store, over HTTP: the conformance suite, runs, resume, damage, the lease, and plain readers."""
+"""A store on an object store, over HTTP: the conformance suite, runs, resume, damage, the lease, and plain readers.
+
+The server is moto's. With ``DISTHESS_TEST_RGW=1`` it is a real one, Ceph's radosgw, which ``radosgw.sh`` starts on this machine.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from s3_server import BUCKET, answering, environment, environment_set, moto_server
+from s3_server import BUCKET, answering, environment, environment_set, moto_server, radosgw
 from typer.testing import CliRunner
 
 import disthess
@@ -32,6 +35,8 @@ from disthess.store.store import Store
 from disthess.types import Span
 
 obstore = pytest.importorskip("obstore")
+
+REAL = os.environ.get("DISTHESS_TEST_RGW") == "1"
 
 OPTIONS: dict[str, Any] = {"threads": 1, "progress": False, "parts": ("hessian", "ggn"), "dtype": "float64"}
 
@@ -52,7 +57,7 @@ suite = _load_suite()
 
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[str]:
-    with moto_server() as url, environment_set(environment(url)):
+    with radosgw() if REAL else moto_server() as url, environment_set(environment(url)):
         yield url
 
 
@@ -104,9 +109,23 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("executor", [{}, {"executor": "ray", "workers": 2}], ids=["serial", "ray"])
-def test_a_run_writes_the_bytes_of_a_local_one_and_answers_alike(place: str, local: Path, executor: Any) -> None:
-    store = disthess.compute(problem(), place, **OPTIONS, **executor)
+@pytest.fixture(scope="module")
+def remote(server: str) -> str:
+    """A store that nobody changes."""
+    path = f"s3://{BUCKET}/remote/run.zarr"
+    disthess.compute(problem(), path, **OPTIONS)
+    return path
+
+
+def test_ray_workers_write_the_bytes_of_a_local_run(place: str, local: Path) -> None:
+    disthess.compute(problem(), place, executor="ray", workers=2, **OPTIONS)
+    assert chunks(files(place)) == chunks(local_files(local))
+    assert {record.worker for record in Store.open(place).records()} <= {0, 1}
+    assert files(place + ".lock") == {}
+
+
+def test_a_run_writes_the_bytes_of_a_local_one_and_answers_alike(remote: str, local: Path) -> None:
+    store, place = disthess.open_store(remote), remote
     found = files(place)
     assert chunks(found) == chunks(local_files(local))
     assert groups(found) == groups(local_files(local))
@@ -293,10 +312,9 @@ print(json.dumps(block.tolist()))
 """
 
 
-def test_plain_zarr_reads_it(place: str, local: Path) -> None:
-    disthess.compute(problem(), place, **OPTIONS)
+def test_plain_zarr_reads_it(remote: str, local: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _READER.format(place=place)], capture_output=True, text=True
+        [sys.executable, "-W", "ignore", "-c", _READER.format(place=remote)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     wanted = disthess.open_store(local).block("0.weight", "0.bias")
@@ -386,6 +404,16 @@ def test_what_a_server_refuses_is_said_and_not_tried_forever(status: int, code: 
     ):
         pass
     assert 1 <= len(requests) <= 6
+
+
+@pytest.mark.skipif(not REAL, reason="moto believes any key; DISTHESS_TEST_RGW=1 starts a server that does not")
+def test_wrong_keys_are_refused(server: str) -> None:
+    for wrong in ({"key": "nobody"}, {"secret": "wrong"}):
+        with (
+            environment_set(environment(server, **wrong)),
+            pytest.raises(StoreError, match=r"refuses access.*(403 Forbidden|AccessKeyId|SignatureDoesNotMatch)"),
+        ):
+            Store.create(f"s3://{BUCKET}/run.zarr", suite.make_layout(), {})
 
 
 def test_without_obstore_one_is_told_what_to_install() -> None:

@@ -29,7 +29,7 @@ with StoreLock(sys.argv[1]):
     time.sleep(60)
 """
 
-QUICK = LeaseTimes(beat_seconds=0.05, stale_seconds=0.6)
+QUICK = LeaseTimes(beat_seconds=0.05, stale_seconds=0.5)
 REFUSING = LeaseTimes(wait=False)
 
 
@@ -144,7 +144,7 @@ def enter(lock: StoreLock) -> bool:
 
 @pytest.mark.parametrize("old", [None, replace(Claim.make(), started=1.0), elsewhere()])
 def test_of_many_that_take_over_one_wins(tmp_path: Path, old: Claim | None) -> None:
-    for round_ in range(5):
+    for round_ in range(3):
         store = tmp_path / f"s{round_}"
         if old is not None:
             put(store, "holder", old.to_bytes())
@@ -160,7 +160,7 @@ def test_of_many_that_take_over_one_wins(tmp_path: Path, old: Claim | None) -> N
 def test_leases_taken_and_given_back_at_random_never_overlap(tmp_path: Path) -> None:
     inside: list[int] = []
     most: list[int] = []
-    ended = time.monotonic() + 2
+    ended = time.monotonic() + 1
 
     def work(number: int) -> int:
         count = 0
@@ -177,7 +177,7 @@ def test_leases_taken_and_given_back_at_random_never_overlap(tmp_path: Path) -> 
 
     with ThreadPoolExecutor(4) as pool:
         counts = list(pool.map(work, range(4)))
-    assert sum(counts) > 20
+    assert sum(counts) > 10
     assert max(most) == 1
     assert list(tmp_path.iterdir()) == []
 
