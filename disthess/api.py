@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +36,7 @@ from disthess.reference import reference_hessian
 from disthess.store.disk import check_disk
 from disthess.store.fingerprint import differences
 from disthess.store.lock import StoreLock
+from disthess.store.place import AbstractPlace, place_of
 from disthess.store.store import Store
 from disthess.sweep.curvature import NodeCurvature, split_curvature
 from disthess.sweep.primal import compute_primals
@@ -97,7 +97,7 @@ def compute(
 
     Args:
         problem: The problem.
-        path: Directory of the store, for example ``run.zarr``.
+        path: Directory of the store, for example ``run.zarr``, or its URL on an object store, ``s3://bucket/run.zarr``.
         seed: Of the certificate's random vectors.
         progress: True or False to show progress or not; None shows it on a terminal.
         certify: Whether to end with the certificate ``|H x - hvp(x)|``.
@@ -238,12 +238,13 @@ def run_prepared(
     client: Any = None,
 ) -> HessianStore:
     """`compute` for a problem that has been prepared (so that its plan can be shown first)."""
-    place = str(Path(path))
+    place = place_of(path)
     identity = fingerprint(prepared.problem, prepared.names, prepared.plan)
-    if not Path(place).exists():
-        check_fits(prepared.plan, options, place)
-    with StoreLock(place):
+    if not place.exists():
+        check_fits(prepared.plan, options, place.name)
+    with StoreLock(place) as lease:
         store = _open_or_create(place, prepared.plan, identity, options.sections)
+        store.hold(lease)
         _compute_missing(store, prepared, options, progress)
         if not store.is_reduced():
             reduce_shared(store, client)
@@ -255,6 +256,7 @@ def run_prepared(
         result = HessianStore(store)
         if certify:
             certify_run(result, prepared, seed)
+        store.hold(None)
         return result
 
 
@@ -264,12 +266,17 @@ def products_speed(plan: Plan) -> float:
 
 
 def open_store(path: str | os.PathLike[str]) -> HessianStore:
-    """Open a store for reading.
+    """Open a store for reading; ``path`` is a directory or the URL of one on an object store.
 
     Raises:
         StoreError: The path is no store, or one of a newer schema.
     """
-    return HessianStore(Store.open(str(Path(path))))
+    return HessianStore(Store.open(path))
+
+
+def has_store(path: str | os.PathLike[str]) -> bool:
+    """Whether anything is where a store would be."""
+    return place_of(path).exists()
 
 
 def check_fits(plan: Plan, options: Options, path: str | os.PathLike[str] | None) -> None:
@@ -280,7 +287,7 @@ def check_fits(plan: Plan, options: Options, path: str | os.PathLike[str] | None
         PlanError: A worker would need more memory than there is, or than ``memory_bytes``.
     """
     if path is not None:
-        check_disk(str(Path(path)), plan.disk_bytes)
+        check_disk(path, plan.disk_bytes)
     if options.memory_bytes is not None and plan.peak_bytes > options.memory_bytes:
         raise PlanError(
             f"one worker would need up to {human_bytes(plan.peak_bytes)}, and memory_bytes allows "
@@ -313,8 +320,8 @@ def _options(given: dict[str, Any]) -> Options:
     return Options(**given)
 
 
-def _open_or_create(path: str, plan: Plan, identity: dict[str, Any], sections: Mapping[str, str]) -> Store:
-    if not Path(path).exists():
+def _open_or_create(place: AbstractPlace, plan: Plan, identity: dict[str, Any], sections: Mapping[str, str]) -> Store:
+    if not place.exists():
         attributes = {
             "fingerprint": identity,
             "title": plan.title,
@@ -330,14 +337,14 @@ def _open_or_create(path: str, plan: Plan, identity: dict[str, Any], sections: M
             "projected_peak_bytes": plan.peak_bytes,
             "projected_disk_bytes": plan.disk_bytes,
         }
-        return Store.create(path, plan.layout, attributes)
-    store = Store.open(path, writable=True)
+        return Store.create(place, plan.layout, attributes)
+    store = Store.open(place, writable=True)
     differing = differences(store.attributes["fingerprint"], identity)
     if not differing and sections and store.attributes.get("sections") != dict(sections):
         store.set_attributes(sections=dict(sections))
     if differing:
         raise StoreError(
-            f"{path} holds the Hessian of another problem: {'; '.join(differing[:5])}"
+            f"{place.name} holds the Hessian of another problem: {'; '.join(differing[:5])}"
             f"{f'; and {len(differing) - 5} more' if len(differing) > 5 else ''}. Choose another path, or delete that store."
         )
     return store
@@ -356,7 +363,7 @@ def _executor(plan: Plan, options: Options) -> AbstractExecutor:
 
 def _job(store: Store, prepared: Prepared) -> AbstractJob:
     plan = prepared.plan
-    path = str(Path(store.path).resolve())
+    path = store.path
     if prepared.programs:
         return GraphJob(prepared.problem, prepared.programs, plan.layout, plan.sources, path)
     return AutogradJob(prepared.problem, plan.layout, plan.sources, path)

@@ -28,6 +28,7 @@ from disthess.prepare import Options, prepare
 from disthess.problem import Problem
 from disthess.reduce.hessian_store import HessianStore
 from disthess.reduce.results import low_rank_blocks
+from disthess.store.place import is_url
 from disthess.types import DType, Part
 
 Apply = Callable[[np.ndarray], np.ndarray]
@@ -116,6 +117,10 @@ def compare(
     """
     if not ranks or min(ranks) < 1:
         raise ConfigError(f"ranks must be positive, got {list(ranks)!r}.")
+    if folder is not None and is_url(folder):
+        raise ConfigError(
+            f"{folder} is a URL; the stores of a comparison lie in a folder, since their seconds are compared."
+        )
     if folder is not None and Path(folder).exists() and any(Path(folder).iterdir()):
         raise ConfigError(f"{folder} is not empty; name a new folder, since seconds are those of computing everything.")
     options = {"parameters": parameters, "dtype": dtype, "threads": threads}

@@ -112,7 +112,7 @@ class Curvature:
         self, landscape: Landscape, folder: str | os.PathLike[str] | None, matrix_free: bool | None, krylov: int
     ) -> None:
         self._landscape = landscape
-        self._folder = None if folder is None else Path(folder)
+        self._folder = None if folder is None else os.fspath(folder)
         self._free = landscape.size > DENSE if matrix_free is None else matrix_free
         self._krylov = krylov
         self._prepared: Prepared | None = None
@@ -169,9 +169,9 @@ class Curvature:
         return krylov_model(operator, start, size=self._krylov)
 
     def _store(self, number: int) -> HessianStore:
-        return self._computed((self._folder or Path()) / f"step-{number:03d}.zarr")
+        return self._computed(f"{self._folder}/step-{number:03d}.zarr")
 
-    def _computed(self, path: Path) -> HessianStore:
+    def _computed(self, path: str | Path) -> HessianStore:
         """By the sweep, the model captured once for all steps."""
         options = Options(parameters=list(self._landscape.names), dtype="float64")
         if self._prepared is None:

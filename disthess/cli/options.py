@@ -63,13 +63,16 @@ class MetricName(enum.StrEnum):
 
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file (YAML), as those in configs/.")]
-StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="A store that 'disthess run' has written.")]
+StoreArgument = Annotated[
+    str,
+    typer.Argument(metavar="STORE", help="A store that 'disthess run' has written: a path, or a URL such as s3://..."),
+]
 PartOption = Annotated[PartName, typer.Option("--part", help="Which matrix; residual = hessian - ggn.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="F.npy", help="Save the block as a NumPy file.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the random start vectors.")]
 StoreOption = Annotated[
-    Path | None, typer.Option("--store", metavar="S", help="Write here, not to the run file's store.")
+    str | None, typer.Option("--store", metavar="S", help="Write to this path or URL, not to the run file's store.")
 ]
 ExecutorOption = Annotated[
     ExecutorName | None,

@@ -41,7 +41,7 @@ def info(
     from disthess import api
     from disthess.cli import pair_tables, tables
 
-    opened = api.open_store(str(store))
+    opened = api.open_store(store)
     if pairs:
         table = opened.pairs(part=part.value, of=of.value)
         pair_tables.write_pairs(table, metric.value, csv, plot)
@@ -72,7 +72,7 @@ def block(
     from disthess import api
     from disthess.cli import tables
 
-    opened = api.open_store(str(store))
+    opened = api.open_store(store)
     values = opened.use_block(a, b, part=part.value) if use else opened.block(a, b, part=part.value)
     if out is not None:
         tables.save_array(out, values)
@@ -91,7 +91,7 @@ def activations(
     from disthess import api
     from disthess.cli import pair_tables, tables
 
-    opened = api.open_store(str(store))
+    opened = api.open_store(store)
     if v is None or w is None:
         pair_tables.print_activations(opened)
         return

@@ -140,7 +140,7 @@ def stopping(
     from disthess.loading import load_problem
 
     section = settings.compute
-    opened = api.open_store(section.store) if Path(section.store).exists() else None
+    opened = api.open_store(section.store) if api.has_store(section.store) else None
     found = steps.stopping_report(
         load_problem(settings.source(config)),
         store=None if opened is None or opened.missing_tiles() else opened,

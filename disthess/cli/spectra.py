@@ -32,7 +32,7 @@ def spectrum(
     from disthess import api, pictures
     from disthess.cli import tables
 
-    opened = api.open_store(str(store))
+    opened = api.open_store(store)
     pairs = api.eigenvalues(opened, k=top, part=part.value, seed=seed) if top else None
     curve = api.spectral_density(opened, part=part.value, seed=seed) if density or plot else None
     if plot is not None and curve is not None:
@@ -62,7 +62,7 @@ def lowrank(
     from disthess import api
     from disthess.cli import tables
 
-    found = api.low_rank(api.open_store(str(store)), rank, method=method.value, part=part.value, seed=seed)
+    found = api.low_rank(api.open_store(store), rank, method=method.value, part=part.value, seed=seed)
     if out is not None:
         tables.save_arrays(out, values=found.values, vectors=found.vectors)
     if as_json:
@@ -99,7 +99,7 @@ def kronecker(
     from disthess.cli import point_tables
     from disthess.loading import load_problem
 
-    opened = api.open_store(str(store))
+    opened = api.open_store(store)
     names = layers or factors.layer_names(opened)
     found = [factors.kronecker(opened, name, part=part.value) for name in names]
     expected = []

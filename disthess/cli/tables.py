@@ -41,8 +41,8 @@ def print_run(store: Any, report: ReportSection, path: str) -> None:
     if report.blocks:
         print_blocks(part, store.blocks(part), report.blocks)
     if report.pictures:
-        # Beside the store, not in it: a store holds arrays alone.
-        folder = Path(path).with_suffix(".pictures")
+        # Beside the store, not in it: a store holds arrays alone. Of one on an object store, in the current folder.
+        folder = Path(path.rsplit("/", 1)[-1] if "://" in path else path).with_suffix(".pictures")
         draw(pictures.spectrum_picture, folder / "spectrum.png", curve, pairs, part)
         names = [entry.name for entry in store.parameters]
         draw(pictures.block_picture, folder / "blocks.png", names, store.blocks(part).matrix(), part)
@@ -274,14 +274,14 @@ def certificate_summary(store: Any, part: str) -> dict[str, Any] | None:
     }
 
 
-def verify_store(path: Path, repair: bool) -> dict[str, Any]:
+def verify_store(path: str, repair: bool) -> dict[str, Any]:
     """Compare every stored tile with the ledger's checksum; with ``repair``, mark damaged tiles as missing."""
     from disthess.store.store import Store
 
-    store = Store.open(str(path), writable=repair)
+    store = Store.open(path, writable=repair)
     report = store.verify(repair=repair)
     return {
-        "path": str(path),
+        "path": path,
         "whole": report.ok and report.missing == 0,
         "tiles": len(store.layout.tiles),
         "checked": report.checked,

@@ -20,6 +20,9 @@ WAITING_SECONDS = 0.05
 FLUSH_SECONDS = 0.5
 """and how long at most, while tiles are finished."""
 
+FLUSH_SHARE = 0.1
+"""Of the driver's time may go into marks, which on an object store take many requests: then they are made less often."""
+
 
 @final
 class LedgerMarks:
@@ -51,7 +54,7 @@ class LedgerMarks:
 
     def _is_due(self) -> bool:
         worth = sum(record.seconds for record in self._waiting)
-        late = time.monotonic() - self._flushed > FLUSH_SECONDS
+        late = time.monotonic() - self._flushed > max(FLUSH_SECONDS, self._cost / FLUSH_SHARE)
         return late or worth >= max(WAITING_SECONDS, 2 * self._cost)
 
     def _flush(self) -> None:

@@ -8,12 +8,9 @@ thrown away if its checksum, known only after the last of them, is wrong: ``Chun
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NoReturn, final
+from typing import BinaryIO, NoReturn, final
 
 import google_crc32c
 import numpy as np
@@ -110,7 +107,6 @@ class ChunkFiles:
 
     def __init__(self, reader: PanelReader) -> None:
         self._reader = reader
-        self._root = Path(reader.store.path)
         self._dtype = np.dtype(reader.store.layout.dtype).newbyteorder("<")
 
     def buffers(self, chunks: tuple[Chunk, ...]) -> list[np.ndarray]:
@@ -151,11 +147,11 @@ class ChunkFiles:
         key = self._reader.store.array(panel, part).metadata.encode_chunk_key(chunk.place)
         whole, checksum = buffer.reshape(-1), 0
         try:
-            file = io.FileIO(self._root / panel.path(part) / key)
+            file, size = self._reader.store.place.open(f"{panel.path(part)}/{key}")
         except OSError:
             self._damaged(chunk)
         with file:
-            if os.fstat(file.fileno()).st_size != chunk.file_bytes(self._dtype.itemsize):
+            if size != chunk.file_bytes(self._dtype.itemsize):
                 self._damaged(chunk)
             for start in range(0, panel.row_chunk, step):
                 rows = min(step, panel.row_chunk - start)
@@ -168,11 +164,11 @@ class ChunkFiles:
             if int(kept.view("<u4")[0]) != checksum:
                 self._damaged(chunk)
 
-    def _fill(self, file: io.FileIO, target: np.ndarray, chunk: Chunk) -> None:
+    def _fill(self, file: BinaryIO, target: np.ndarray, chunk: Chunk) -> None:
         view = target.data
         while len(view):
             try:
-                count = file.readinto(view)
+                count = file.readinto(view)  # type: ignore[attr-defined]
             except OSError:
                 count = 0
             if not count:

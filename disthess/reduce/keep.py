@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from disthess.errors import StoreError
 from disthess.reduce.hessian_store import HessianStore
-from disthess.store.lock import StoreLock
+from disthess.store.lock import LeaseTimes, StoreLock
 from disthess.store.store import Store
 
 
@@ -26,10 +25,12 @@ def keep(
     target: object, name: str, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]
 ) -> None:
     """Store a result; where the store cannot be written (read-only, or a run holds it), the result is only returned."""
-    if not isinstance(target, HessianStore) or not os.access(target.path, os.W_OK):
+    if not isinstance(target, HessianStore) or not target.store.place.is_writable():
         return
     try:
-        with StoreLock(target.path):
-            Store.open(target.path, writable=True).write_result(name, arrays, {"settings": dict(settings), **values})
+        with StoreLock(target.store.place, LeaseTimes(wait=False)):
+            Store.open(target.store.place, writable=True).write_result(
+                name, arrays, {"settings": dict(settings), **values}
+            )
     except StoreError:
         return

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from disthess.store.layout import Layout, PanelSpec
+from disthess.store.place import AbstractPlace
 from disthess.store.zarrays import chunk_spans
 from disthess.types import Part, Span
 
 
-def find_missing(place: Path, array: Any, region: tuple[Span, Span]) -> tuple[int, int] | None:
-    """The first chunk of a region that has no file below ``place``; it would read as NaN."""
+def find_missing(place: AbstractPlace, array: Any, region: tuple[Span, Span]) -> tuple[int, int] | None:
+    """The first chunk of a region that has no file; it would read as NaN."""
     for chunk in chunk_spans(region, array.chunks):
-        if not (place / array.metadata.encode_chunk_key(chunk)).exists():
+        if not place.has(f"{array.path}/{array.metadata.encode_chunk_key(chunk)}"):
             return chunk
     return None
 

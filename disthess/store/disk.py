@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 from disthess.errors import StoreError
 from disthess.store.layout import Layout, PanelSpec
+from disthess.store.place import is_url
 from disthess.types import ITEM_BYTES
 from disthess.units import human_bytes
 
@@ -35,19 +37,23 @@ def layout_disk_bytes(layout: Layout) -> int:
     return len(layout.parts) * sum(panel_disk_bytes(panel, item) for panel in layout.panels)
 
 
-def check_disk(path: str | Path, needed_bytes: int) -> None:
+def check_disk(path: str | os.PathLike[str], needed_bytes: int) -> None:
     """Refuse work whose output would not fit on the file system of ``path`` (which need not exist yet).
+
+    What an object store has room for, nobody can ask.
 
     Raises:
         StoreError: Less than ``needed_bytes`` are free.
     """
-    place = Path(path).absolute()
+    if is_url(path):
+        return
+    place = Path(path).expanduser().absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < needed_bytes:
         raise StoreError(
-            f"The store {path} needs {human_bytes(needed_bytes)} ({needed_bytes:,} bytes) and the disk of {place} has "
+            f"The store {os.fspath(path)} needs {human_bytes(needed_bytes)} ({needed_bytes:,} bytes) and the disk of {place} has "
             f"{human_bytes(free)} left. Free some space, put the store on a larger disk, or store less: fewer "
             f"parameters, one part instead of two, or float32."
         )

@@ -1,25 +1,24 @@
-"""Making a store under another name and moving it in place; opening one with an error for each way of not being one."""
+"""Making a store, whole or not at all; opening one with an error for each way of not being one."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from zarr.abc.store import Store as ZarrStore
 
 from disthess.errors import StoreError
 from disthess.store.check_layout import check_layout
 from disthess.store.encode import layout_to_json, to_json
 from disthess.store.layout import Layout
 from disthess.store.ledger import create_ledger
-from disthess.store.zarrays import create_plain, create_root, open_root
+from disthess.store.place import ROOT, AbstractPlace, first_line, place_of
+from disthess.store.zarrays import create_plain, create_root, open_group
 from disthess.units import human_bytes
 
 SCHEMA = 1
@@ -28,76 +27,51 @@ RESERVED_ATTRIBUTES = frozenset({"schema", "dtype", "layout"})
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def make_store(path: str | os.PathLike[str], layout: Layout, attributes: Mapping[str, Any]) -> Path:
-    """Create a store whose tiles are all missing; returns its absolute path.
+def make_store(
+    path: str | os.PathLike[str] | AbstractPlace, layout: Layout, attributes: Mapping[str, Any]
+) -> AbstractPlace:
+    """Create a store whose tiles are all missing; returns its place.
 
     Raises:
         StoreError: Something is at ``path`` already, or it cannot be written there.
         ValueError: The layout contradicts itself.
     """
     check_layout(layout)
-    place = local_path(path)
-    if place.exists() or place.is_symlink():
+    place = place_of(path)
+    if not place.is_free():
         _refuse_existing(place)
-    temporary = place.with_name(f".{place.name}.creating-{uuid.uuid4().hex[:12]}")
-    try:
-        with writing(str(place), "its metadata", 0):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _create(temporary, layout, attributes)
-            os.rename(temporary, place)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with writing(place.name, "its metadata", 0):
+        place.make(lambda store: _create(store, layout, attributes))
     return place
 
 
-def open_store_group(path: str | os.PathLike[str], *, writable: bool) -> zarr.Group:
-    """The group of the store at ``path``.
+def open_store_group(place: AbstractPlace, *, writable: bool) -> zarr.Group:
+    """The group of the store at a place.
 
     Raises:
         StoreError: Nothing is there, it is no store, damaged, of a newer schema, or not writable.
     """
-    place = local_path(path)
-    if not place.exists():
-        raise StoreError(f"There is no store at {place}. Check the path, or compute one with 'disthess run'.")
-    if not place.is_dir():
-        raise StoreError(f"{place} is a file; a store is a directory, such as runs/digits_mlp.zarr.")
-    if not (place / "zarr.json").exists():
-        raise StoreError(
-            f"The directory {place} is no store: it has no zarr.json. Give the path of a store that 'disthess run' has "
-            f"written (the directory itself, not its parent)."
-        )
+    place.check_group()
     try:
-        root = open_root(place, writable=writable)
+        root = open_group(place, writable=writable)
         schema = root.attrs.asdict().get("schema")
         layout = root.attrs.asdict().get("layout")
+    except StoreError:
+        raise
     except Exception as error:
         raise StoreError(
-            f"The store {place} cannot be opened: its zarr.json is damaged or is no Zarr group of format 3 "
+            f"The store {place.name} cannot be opened: its zarr.json is damaged or is no Zarr group of format 3 "
             f"({first_line(error)}). Compute it again at another path."
         ) from error
     if not isinstance(schema, int) or not isinstance(layout, Mapping):
-        raise StoreError(f"{place} is a Zarr group, but not one that disthess has written: it says no schema.")
+        raise StoreError(f"{place.name} is a Zarr group, but not one that disthess has written: it says no schema.")
     if schema > SCHEMA:
         raise StoreError(
-            f"The store {place} has schema {schema}; this version of disthess reads schema {SCHEMA}. Install a newer one."
+            f"The store {place.name} has schema {schema}; this version of disthess reads schema {SCHEMA}. Install a newer one."
         )
-    if writable and not os.access(place, os.W_OK):
-        raise StoreError(f"The store {place} cannot be written by this user. Copy it, or change its permissions.")
+    if writable and not place.is_writable():
+        raise StoreError(f"The store {place.name} cannot be written by this user. Copy it, or change its permissions.")
     return root
-
-
-def local_path(path: str | os.PathLike[str]) -> Path:
-    """The absolute path; the one place that knows that stores lie on a file system.
-
-    Raises:
-        StoreError: It is a URL.
-    """
-    text = os.fspath(path)
-    if "://" in text:
-        raise StoreError(
-            f"The store {text} is a URL; stores lie on a file system. Give a path, such as runs/digits.zarr."
-        )
-    return Path(text).expanduser().absolute()
 
 
 @contextlib.contextmanager
@@ -122,28 +96,22 @@ def writing(path: str, what: str, needed_bytes: int) -> Iterator[None]:
         ) from error
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, cut to a length that fits a message."""
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
-
-
-def _refuse_existing(place: Path) -> None:
-    if (place / "zarr.json").exists():
+def _refuse_existing(place: AbstractPlace) -> None:
+    if place.has(ROOT):
         raise StoreError(
-            f"{place} exists already; open it to resume it, or choose another path. Nothing was overwritten."
+            f"{place.name} exists already; open it to resume it, or choose another path. Nothing was overwritten."
         )
     raise StoreError(
-        f"{place} exists already and is no store. Choose another path, or remove it. Nothing was overwritten."
+        f"{place.name} exists already and is no store. Choose another path, or remove it. Nothing was overwritten."
     )
 
 
-def _create(temporary: Path, layout: Layout, attributes: Mapping[str, Any]) -> None:
+def _create(store: ZarrStore, layout: Layout, attributes: Mapping[str, Any]) -> None:
     fixed = {"schema": SCHEMA, "dtype": layout.dtype, "layout": layout_to_json(layout)}
     taken = RESERVED_ATTRIBUTES.intersection(attributes)
     if taken:
         raise ValueError(f"the attributes {sorted(taken)} are the store's own")
-    root = create_root(temporary, {**fixed, **to_json(attributes)})
+    root = create_root(store, {**fixed, **to_json(attributes)})
     for kind in sorted({panel.kind for panel in layout.panels}):
         for part in layout.parts:
             root.require_group(f"{kind}/{part}")

@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from zarr.abc.store import Store as ZarrStore
 
 from disthess.errors import StoreError
 from disthess.store.encode import from_json, to_json
-from disthess.store.zarrays import create_root, open_root, write_value
+from disthess.store.place import ROOT, AbstractPlace
+from disthess.store.zarrays import create_root, open_group, write_value
 
 RESERVED = frozenset({"panels", "uses", "ledger", "gradient", "loss", "activations"})
-TEMPORARY = ".writing-"
 _MARK = "result"
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=+-]*")
 
 
-def has_result(path: Path, name: str) -> bool:
-    """Whether the store at ``path`` has that result."""
-    place = path / _checked(name)
-    return (place / "zarr.json").exists() and _MARK in open_root(place, writable=False).attrs
+def has_result(place: AbstractPlace, name: str) -> bool:
+    """Whether the store at ``place`` has that result."""
+    return place.has(f"{_checked(name)}/{ROOT}") and _MARK in open_group(place, writable=False, name=name).attrs
 
 
-def write_result(path: Path, name: str, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> None:
-    """Write or replace a result: under another name first, then moved.
+def write_result(
+    place: AbstractPlace, name: str, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]
+) -> None:
+    """Write or replace a result, as a whole.
 
     Raises:
         StoreError: The name is not allowed, taken by something else, or an array is not numeric.
         OSError: The disk is full.
     """
-    target = path / _checked(name)
-    if (target.exists() and not has_result(path, name)) or any(
-        has_result(path, "/".join(name.split("/")[:depth])) for depth in range(1, name.count("/") + 1)
+    if (place.holds(_checked(name)) and not has_result(place, name)) or any(
+        has_result(place, "/".join(name.split("/")[:depth])) for depth in range(1, name.count("/") + 1)
     ):
         raise StoreError(
-            f"The result name {name!r} is taken by another group of the store {path}; choose another name."
+            f"The result name {name!r} is taken by another group of the store {place.name}; choose another name."
         )
     for key, value in arrays.items():
         if _WORD.fullmatch(key) is None or np.asarray(value).dtype.kind not in "biufc":
@@ -49,66 +46,64 @@ def write_result(path: Path, name: str, arrays: Mapping[str, np.ndarray], attrib
                 f"The result {name!r} has an array {key!r} of dtype {np.asarray(value).dtype}; arrays must be numeric "
                 f"and named by letters, digits, '_' and '-'. Put texts into the attributes."
             )
-    temporary = path / f"{TEMPORARY}{uuid.uuid4().hex}"
-    try:
-        group = create_root(temporary, {_MARK: to_json(attributes)})
+
+    def build(store: ZarrStore) -> None:
+        group = create_root(store, {_MARK: to_json(attributes)})
         for key, value in arrays.items():
             write_value(group, key, np.asarray(value))
-        _require_parents(open_root(path, writable=True), name)
-        _move(temporary, target, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    _require_parents(open_group(place, writable=True), name)
+    place.publish(name, build)
 
 
-def read_result(path: Path, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_result(place: AbstractPlace, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays and attributes of a result.
 
     Raises:
         StoreError: There is none of that name, or it is damaged.
     """
-    if not has_result(path, name):
-        known = ", ".join(result_names(path)) or "none"
-        raise StoreError(f"The store {path} has no result {name!r}; it has: {known}.")
-    group = open_root(path / name, writable=False)
+    if not has_result(place, name):
+        known = ", ".join(result_names(place)) or "none"
+        raise StoreError(f"The store {place.name} has no result {name!r}; it has: {known}.")
+    group = open_group(place, writable=False, name=name)
     try:
         arrays = {key: np.asarray(array[...]) for key, array in group.arrays()}
     except (ValueError, OSError) as error:
         raise StoreError(
-            f"The result {name!r} of the store {path} is damaged ({error}). Compute it again; its directory may be deleted."
+            f"The result {name!r} of the store {place.name} is damaged ({error}). Compute it again; its directory may be "
+            f"deleted."
         ) from error
     return arrays, dict(from_json(group.attrs.asdict()[_MARK]))
 
 
-def remove_result(path: Path, name: str) -> None:
+def remove_result(place: AbstractPlace, name: str) -> None:
     """Remove a result, if it is there."""
-    if has_result(path, name):
-        old = path / f"{TEMPORARY}{uuid.uuid4().hex}"
-        os.rename(path / name, old)
-        shutil.rmtree(old, ignore_errors=True)
+    if has_result(place, name):
+        place.withdraw(name)
 
 
-def result_names(path: Path) -> tuple[str, ...]:
+def result_names(place: AbstractPlace) -> tuple[str, ...]:
     """Names of all results, sorted."""
-    return tuple(sorted(_walk(path, path)))
+    return tuple(sorted(name for name, whole in _walk(place, "") if whole))
 
 
-def remove_leftovers(path: Path) -> int:
+def remove_leftovers(place: AbstractPlace) -> int:
     """Remove what killed writers left; returns how many. Only while nobody writes."""
-    left = [*path.glob(f"{TEMPORARY}*")]
-    for place in left:
-        shutil.rmtree(place, ignore_errors=True)
-    return len(left)
+    return place.remove_leftovers([name for name, whole in _walk(place, "") if not whole])
 
 
-def _walk(path: Path, place: Path) -> Iterator[str]:
-    for child in sorted(place.iterdir()):
-        name = child.relative_to(path).as_posix()
-        if name in RESERVED or child.name.startswith(".") or not (child / "zarr.json").exists():
+def _walk(place: AbstractPlace, name: str) -> Iterator[tuple[str, bool]]:
+    """Results below a group, and names that hold no group; whether each is a result."""
+    for child in place.children(name):
+        inner = f"{name}/{child}" if name else child
+        if inner in RESERVED or child.startswith(".") or child == ROOT:
             continue
-        if has_result(path, name):
-            yield name
+        if not place.has(f"{inner}/{ROOT}"):
+            yield inner, False
+        elif has_result(place, inner):
+            yield inner, True
         else:
-            yield from _walk(path, child)
+            yield from _walk(place, inner)
 
 
 def _checked(name: str) -> str:
@@ -125,11 +120,3 @@ def _require_parents(root: zarr.Group, name: str) -> None:
     parts = name.split("/")[:-1]
     for depth in range(1, len(parts) + 1):
         root.require_group("/".join(parts[:depth]))
-
-
-def _move(temporary: Path, target: Path, path: Path) -> None:
-    old = path / f"{TEMPORARY}{uuid.uuid4().hex}"
-    if target.exists():
-        os.rename(target, old)
-    os.rename(temporary, target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,15 +1,14 @@
-"""The store of one run: panels, ledger, gradient and results in one Zarr group on a file system.
+"""The store of one run: panels, ledger, gradient and results in one Zarr group on a file system or an object store.
 
 Who writes what: the driver creates everything, marks the ledger and writes results; workers write panels, each tile its own
-whole chunks, so that nobody waits for anybody. A tile is data first, ledger after; a store is made under another name and
-moved, so that none is ever half made.
+whole chunks, so that nobody waits for anybody. A tile is data first, ledger after; a store is made so that none is
+ever half made (see ``place``).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast, final
 
 import numpy as np
@@ -21,7 +20,9 @@ from disthess.store.damage import describe_damage, find_damaged, find_missing
 from disthess.store.encode import from_json, layout_from_json, to_json
 from disthess.store.layout import Attributes, Layout, PanelSpec, Tile, TileRecord
 from disthess.store.ledger import DONE, Ledger
-from disthess.store.make import RESERVED_ATTRIBUTES, first_line, local_path, make_store, open_store_group, writing
+from disthess.store.lock import StoreLock
+from disthess.store.make import RESERVED_ATTRIBUTES, make_store, open_store_group, writing
+from disthess.store.place import AbstractPlace, first_line, place_of
 from disthess.store.verify import VerifyReport, verify_store
 from disthess.store.zarrays import checksum_rows
 from disthess.types import Part, Span
@@ -35,8 +36,9 @@ class Store:
     else that writes belongs to one driver, which holds a ``StoreLock``.
     """
 
-    def __init__(self, path: Path, root: zarr.Group, *, writable: bool) -> None:
-        self._path = path
+    def __init__(self, place: AbstractPlace, root: zarr.Group, *, writable: bool) -> None:
+        self._place = place
+        self._lease: StoreLock | None = None
         self._root = root
         self._writable = writable
         attributes = root.attrs.asdict()
@@ -47,7 +49,9 @@ class Store:
         self._arrays: dict[str, Any] = {}
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], layout: Layout, attributes: Mapping[str, Any]) -> Store:
+    def create(
+        cls, path: str | os.PathLike[str] | AbstractPlace, layout: Layout, attributes: Mapping[str, Any]
+    ) -> Store:
         """Create a store whose tiles are all missing, and open it for writing.
 
         Raises:
@@ -58,19 +62,28 @@ class Store:
         return cls(place, open_store_group(place, writable=True), writable=True)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], writable: bool = False) -> Store:
-        """Open what ``create`` made.
+    def open(cls, path: str | os.PathLike[str] | AbstractPlace, writable: bool = False) -> Store:
+        """Open what ``create`` made, at a path or the URL of an object store.
 
         Raises:
             StoreError: Nothing is there, it is no store, damaged, of a newer schema, or not writable.
         """
-        place = local_path(path)
+        place = place_of(path)
         return cls(place, open_store_group(place, writable=writable), writable=writable)
 
     @property
     def path(self) -> str:
-        """Where it is."""
-        return str(self._path)
+        """Where it is: a path or a URL."""
+        return self._place.name
+
+    @property
+    def place(self) -> AbstractPlace:
+        """The same, as what it is read and written by."""
+        return self._place
+
+    def hold(self, lease: StoreLock | None) -> None:
+        """Write only while the lease is ours, from now on; None: no longer ask it."""
+        self._lease = lease
 
     @property
     def layout(self) -> Layout:
@@ -126,9 +139,17 @@ class Store:
             )
         array = self.array(panel, part)
         region = (rows, columns)
-        lost = find_missing(self._path / panel.path(part), array, region)
+        lost = find_missing(self._place, array, region) if self._place.is_local else None
+        if lost is None:
+            values = self._values(panel, part, region)
+            if not self._place.is_local and np.isnan(values).any():
+                lost = find_missing(self._place, array, region)
         if lost is not None:
             raise StoreError(describe_damage(self._layout, self.path, (panel, part), lost, "is not there"))
+        return values
+
+    def _values(self, panel: PanelSpec, part: Part, region: tuple[Span, Span]) -> np.ndarray:
+        array, (rows, columns) = self.array(panel, part), region
         try:
             return np.asarray(array[rows.start : rows.stop, columns.start : columns.stop])
         except (ValueError, OSError) as error:
@@ -289,7 +310,7 @@ class Store:
 
     def has_result(self, name: str) -> bool:
         """Whether a result of that name is there."""
-        return results.has_result(self._path, name)
+        return results.has_result(self._place, name)
 
     def write_result(self, name: str, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> None:
         """Write or replace a result as a whole; ``name`` is words with slashes between, such as ``spectrum/both-10``.
@@ -299,7 +320,7 @@ class Store:
         """
         self._check_writable()
         with writing(self.path, f"result {name}", sum(np.asarray(array).nbytes for array in arrays.values())):
-            results.write_result(self._path, name, arrays, attributes)
+            results.write_result(self._place, name, arrays, attributes)
 
     def read_result(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and attributes of a result.
@@ -307,28 +328,25 @@ class Store:
         Raises:
             StoreError: There is none of that name, or it is damaged.
         """
-        return results.read_result(self._path, name)
+        return results.read_result(self._place, name)
 
     def remove_result(self, name: str) -> None:
         """Remove a result, if it is there (driver only)."""
         self._check_writable()
-        results.remove_result(self._path, name)
+        results.remove_result(self._place, name)
 
     def result_names(self) -> tuple[str, ...]:
         """Names of all results, sorted."""
-        return results.result_names(self._path)
+        return results.result_names(self._place)
 
     def nbytes_on_disk(self) -> int:
         """Bytes of all files of the store."""
-        return sum(entry.stat().st_size for entry in self._path.rglob("*") if entry.is_file())
+        return self._place.total_bytes()
 
     def remove_leftovers(self) -> int:
         """Remove files that killed writers left half written; returns how many. Only while nobody writes."""
         self._check_writable()
-        partial = [*self._path.rglob("*.partial")]
-        for file in partial:
-            file.unlink(missing_ok=True)
-        return len(partial) + results.remove_leftovers(self._path)
+        return results.remove_leftovers(self._place)
 
     # -- checks
 
@@ -337,6 +355,8 @@ class Store:
             raise StoreError(
                 f"The store {self.path} is open for reading only. Open it with writable=True to change it."
             )
+        if self._lease is not None:
+            self._lease.check()
 
     def _check_tile(
         self, tile: Tile, panels: tuple[PanelSpec, ...], arrays: Mapping[Part, Sequence[np.ndarray]]

@@ -6,29 +6,30 @@ number. Consolidated metadata is not used: it would hide arrays written later.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import zarr
+from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.storage import LocalStore
 
+from disthess.store.place import AbstractPlace
 from disthess.types import Span
 
 _PIECE_BYTES = 16 << 20
 
 
-def create_root(path: Path, attributes: dict[str, Any]) -> zarr.Group:
-    """A new group at a path that holds none."""
-    return zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes)
+def create_root(store: ZarrStore, attributes: dict[str, Any]) -> zarr.Group:
+    """A new group at the root of a Zarr store that holds none."""
+    return zarr.create_group(store, zarr_format=3, attributes=attributes)
 
 
-def open_root(path: Path, *, writable: bool) -> zarr.Group:
-    """The group at a path; zarr's own errors where there is none."""
+def open_group(place: AbstractPlace, *, writable: bool, name: str = "") -> zarr.Group:
+    """The group of that name at a place, the root for ""; zarr's own errors where there is none."""
     return zarr.open_group(
-        LocalStore(path, read_only=not writable),
+        place.zarr_store(writable=writable),
+        path=name,
         mode="r+" if writable else "r",
         zarr_format=3,
         use_consolidated=False,

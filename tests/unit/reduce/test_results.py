@@ -69,7 +69,7 @@ def test_results_are_found_again_without_a_product(made: Made, monkeypatch: pyte
 
 
 def test_a_store_that_cannot_be_written_still_answers(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("disthess.reduce.keep.os.access", lambda *_: False)
+    monkeypatch.setattr("disthess.store.place.os.access", lambda *_: False)
     found = eigenvalues(HessianStore(made.store), 1)
     np.testing.assert_allclose(found.values, np.linalg.eigvalsh(made.dense["hessian"])[[0, -1]], atol=1e-10)
     assert made.store.result_names() == ()

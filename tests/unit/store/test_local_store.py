@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 from disthess.errors import StoreError
 from disthess.store.check_layout import check_layout
 from disthess.store.disk import check_disk, layout_disk_bytes, panel_disk_bytes
+from disthess.store.lock import StoreLock
 from disthess.store.store import Store
 from disthess.types import Span
 
@@ -121,9 +123,27 @@ def _foreign(place: Path, attributes: dict[str, Any]) -> None:
     )
 
 
-def test_a_url_is_refused() -> None:
-    with pytest.raises(StoreError, match="is a URL"):
-        Store.open("s3://bucket/run.zarr")
+@pytest.mark.parametrize(
+    "url", ["memory://run.zarr", "file:///tmp/run.zarr", "s3://bucket", "https://example.org/run.zarr"]
+)
+def test_urls_that_cannot_hold_a_store_are_refused(url: str) -> None:
+    with pytest.raises(StoreError, match=r"cannot hold a store.*s3://bucket/runs"):
+        Store.open(url)
+
+
+def test_a_store_travels_without_the_lease_it_is_held_by(tmp_path: Path) -> None:
+    with StoreLock(tmp_path / "s.zarr") as lease:
+        store = Store.create(tmp_path / "s.zarr", make_layout(), {})
+        store.hold(lease)
+        write(store, 0)
+        there = pickle.loads(pickle.dumps(store))
+    tile = store.layout.tiles[0]
+    got = there.read(store.layout.panels[0], "hessian", tile.span, Span(0, 21))
+    np.testing.assert_array_equal(got, tile_arrays(store.layout, tile)["hessian"][0])
+    with pytest.raises(StoreError, match="not held"):
+        write(store, 1)
+    store.hold(None)
+    write(store, 1)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -193,6 +213,7 @@ _WRITER = """
 import sys
 sys.path.insert(0, {folder!r})
 import store_suite
+from disthess.store.lock import StoreLock
 from disthess.store.store import Store
 store = Store.open({place!r}, writable=True)
 store_suite.write(store, 0)
