@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from disthess import __version__
-from disthess.cli import reading, runs, spectra
+from disthess.cli import jobs, reading, runs, spectra
 from disthess.cli.errors import ErrorReportingGroup
 
 app = typer.Typer(
@@ -51,6 +51,8 @@ VERBS: dict[Callable[..., None], str] = {
     runs.plan: "Example: `disthess plan configs/digits_mlp.yaml --json | jq .tiles`",
     runs.run: "Examples: `disthess run configs/digits_mlp.yaml`; on two Ray actors of one thread each: "
     "`disthess run configs/digits_mlp.yaml --executor ray --workers 2 --threads 1`",
+    jobs.submit: "Examples: `disthess submit configs/digits_mlp_2ray.yaml --address http://head:8265`; without waiting, "
+    "`disthess submit configs/digits_mlp_2ray.yaml --workers 8 --threads 4 --no-follow`",
     reading.info: "Examples: `disthess info runs/digits_mlp.zarr --json`; which layers have most to do with each other: "
     "`disthess info runs/digits_mlp.zarr --pairs --metric coupling --plot coupling.png`",
     reading.block: "Example: `disthess block runs/digits_mlp.zarr 2.weight 2.bias --out block.npy`; 'disthess info' lists "
@@ -72,6 +74,7 @@ VERBS: dict[Callable[..., None], str] = {
 
 for _verb, _examples in VERBS.items():
     app.command(epilog=_examples)(_verb)
+app.add_typer(jobs.job, name="job", epilog="Example: `disthess job status --address http://head:8265` lists all jobs.")
 
 
 def main() -> None:
