@@ -84,6 +84,7 @@ class StoreLock:
         with self._explained():
             self._claim = self._acquire()
             self._renewed = time.monotonic()
+        with contextlib.suppress(StoreError, OSError):
             self._sweep()
         self._lost = ""
         self._ended.clear()

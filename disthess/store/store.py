@@ -48,6 +48,10 @@ class Store:
         self._ledger = Ledger(root)
         self._arrays: dict[str, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the lease, which is its process's own."""
+        return {**self.__dict__, "_lease": None}
+
     @classmethod
     def create(
         cls, path: str | os.PathLike[str] | AbstractPlace, layout: Layout, attributes: Mapping[str, Any]
