@@ -258,6 +258,21 @@ exec "$@"
 )
 
 
+@pytest.mark.parametrize(("device", "workers"), [("cpu", max(1, os.cpu_count() // 2)), ("cuda", 3)])
+def test_one_machine_gets_a_worker_per_gpu_or_pair_of_cores(device: str, workers: int, tmp_path: Path) -> None:
+    cores = f"#!/bin/sh\necho {os.cpu_count()}\n"
+    tools = programs(
+        tmp_path / "bin", disthess=RECORD, nproc=cores, **{"nvidia-smi": "#!/bin/sh\nprintf '1\\n2\\n3\\n'\n"}
+    )
+    (tmp_path / "run.yaml").write_text(f"compute: {{device: {device}}}\n")
+    environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "RECORD": str(tmp_path / "record")}
+    command = [str(FOLDER / "local" / "run.sh"), str(tmp_path / "run.yaml"), "--store", "s"]
+    subprocess.run(command, env=environment, check=True)
+    recorded = (tmp_path / "record").read_text()
+    assert f"--executor ray --workers {workers} --threads" in recorded
+    assert recorded.strip().endswith("--store s")
+
+
 def test_exclusive_nodes_run_symmetrically_and_drain_before_the_limit(tmp_path: Path) -> None:
     tools = programs(tmp_path / "bin", ray=FAKE_SYMMETRIC, disthess=RECORD + "exit 3\n")
     end = str(int(__import__("time").time()) + 1000)
