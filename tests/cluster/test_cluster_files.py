@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 
 from disthess.cli.main import app
 
+# The two that start clusters take minutes on a busy machine.
+pytestmark = pytest.mark.timeout(900)
 FOLDER = ROOT / "cluster"
 SCRIPTS = sorted([*FOLDER.rglob("*.sh"), *FOLDER.rglob("*.sbatch")])
 MANIFESTS = sorted((FOLDER / "kubernetes").glob("*.yaml"))

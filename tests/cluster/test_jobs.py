@@ -22,6 +22,9 @@ from disthess.cli.main import app
 from disthess.errors import ConfigError, DisthessError
 from disthess.execute.job import JobRequest, JobState, check_address, explain_failure
 
+# Every command is a process that loads torch and ray: minutes on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 FACTORY = """
 import torch
 import disthess
