@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -344,6 +345,7 @@ def test_the_shared_slurm_script_runs_here_on_one_node(tmp_path: Path) -> None:
     module = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -W ignore -m disthess "$@"\n'
     tools = programs(tmp_path / "bin", disthess=module, hostname="#!/bin/sh\necho 127.0.0.1\n", **texts)
     done = sbatch("shared.sbatch", tmp_path, "localhost", "run.yaml", DISTHESS_BIN=str(tools))
+    shutil.rmtree("/tmp/dh-4711", ignore_errors=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "certificate hessian: passed" in done.stdout
     assert whole(tmp_path / "run.zarr")

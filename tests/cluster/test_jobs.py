@@ -10,14 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from heads import ROOT, Head, free_ports, outside_environment, ray_head
 from typer.testing import CliRunner, Result
 
 import disthess
+from disthess.cli import jobs
 from disthess.cli.main import app
 from disthess.errors import ConfigError, DisthessError
 from disthess.execute.job import JobRequest, JobState, check_address, explain_failure
@@ -161,6 +163,42 @@ def test_failures_say_what_to_do() -> None:
     assert "its log" in explain_failure(JobState("j", "FAILED", 2), "No module named 'my_model'")
     assert "from outside" in explain_failure(JobState("j", "FAILED", -9), "")
     assert "no room" in explain_failure(JobState("j", "FAILED", None, "no room"), "")
+
+
+class Answers:
+    """In place of a cluster: a job that prints a line, then ends or is interrupted."""
+
+    address = "http://head:8265"
+
+    def __init__(self, state: JobState | None) -> None:
+        self.state = state
+
+    def follow(self, job: str, write: Callable[[str], None]) -> JobState:
+        write("a line\n")
+        if self.state is None:
+            raise KeyboardInterrupt
+        return self.state
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "said"),
+    [
+        (None, 1, "disthess job stop j --address http://head:8265"),
+        (JobState("j", "SUCCEEDED", 0), 0, ""),
+        (JobState("j", "FAILED", 2), 2, "exit code 2"),
+        (JobState("j", "FAILED", 3), 3, "exit code 3"),
+        (JobState("j", "STOPPED"), 1, "to resume"),
+    ],
+)
+def test_following_ends_as_the_job_does_and_an_interrupt_leaves_it_alone(
+    state: JobState | None, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as ended:
+        jobs._follow(Answers(state), "j")  # type: ignore[arg-type]
+    printed = capsys.readouterr()
+    assert ended.value.exit_code == code
+    assert printed.out == "a line\n"
+    assert said in printed.err
 
 
 @pytest.fixture(scope="module")
