@@ -135,7 +135,7 @@ def explain_failure(state: JobState, log: str) -> str:
     """Why a job failed, where the reason is in how it was started; else that its log has the reason.
 
     >>> explain_failure(JobState("j", "FAILED", 1), "/usr/bin/python: No module named disthess")[:58]
-    "job j was started with an interpreter of the head that has"
+    'job j was started with an interpreter of the head that has'
     """
     missing = re.search(r"No module named '?(\w+)", log)
     wrong_python = missing is not None and missing[1] in _OURS

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from typer.testing import CliRunner
 
 from disthess.cli.main import app
 
+# The two that start clusters take minutes on a busy machine.
+pytestmark = pytest.mark.timeout(900)
 FOLDER = ROOT / "cluster"
 SCRIPTS = sorted([*FOLDER.rglob("*.sh"), *FOLDER.rglob("*.sbatch")])
 MANIFESTS = sorted((FOLDER / "kubernetes").glob("*.yaml"))
@@ -258,6 +261,21 @@ exec "$@"
 )
 
 
+@pytest.mark.parametrize(("device", "workers"), [("cpu", max(1, os.cpu_count() // 2)), ("cuda", 3)])
+def test_one_machine_gets_a_worker_per_gpu_or_pair_of_cores(device: str, workers: int, tmp_path: Path) -> None:
+    cores = f"#!/bin/sh\necho {os.cpu_count()}\n"
+    tools = programs(
+        tmp_path / "bin", disthess=RECORD, nproc=cores, **{"nvidia-smi": "#!/bin/sh\nprintf '1\\n2\\n3\\n'\n"}
+    )
+    (tmp_path / "run.yaml").write_text(f"compute: {{device: {device}}}\n")
+    environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "RECORD": str(tmp_path / "record")}
+    command = [str(FOLDER / "local" / "run.sh"), str(tmp_path / "run.yaml"), "--store", "s"]
+    subprocess.run(command, env=environment, check=True)
+    recorded = (tmp_path / "record").read_text()
+    assert f"--executor ray --workers {workers} --threads" in recorded
+    assert recorded.strip().endswith("--store s")
+
+
 def test_exclusive_nodes_run_symmetrically_and_drain_before_the_limit(tmp_path: Path) -> None:
     tools = programs(tmp_path / "bin", ray=FAKE_SYMMETRIC, disthess=RECORD + "exit 3\n")
     end = str(int(__import__("time").time()) + 1000)
@@ -327,6 +345,7 @@ def test_the_shared_slurm_script_runs_here_on_one_node(tmp_path: Path) -> None:
     module = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -W ignore -m disthess "$@"\n'
     tools = programs(tmp_path / "bin", disthess=module, hostname="#!/bin/sh\necho 127.0.0.1\n", **texts)
     done = sbatch("shared.sbatch", tmp_path, "localhost", "run.yaml", DISTHESS_BIN=str(tools))
+    shutil.rmtree("/tmp/dh-4711", ignore_errors=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "certificate hessian: passed" in done.stdout
     assert whole(tmp_path / "run.zarr")

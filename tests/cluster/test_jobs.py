@@ -10,41 +10,38 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from heads import ROOT, Head, free_ports, outside_environment, ray_head
 from typer.testing import CliRunner, Result
 
 import disthess
+from disthess.cli import jobs
 from disthess.cli.main import app
 from disthess.errors import ConfigError, DisthessError
 from disthess.execute.job import JobRequest, JobState, check_address, explain_failure
 
+# Every command is a process that loads torch and ray: minutes on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
 FACTORY = """
-import time
 import torch
 import disthess
 
-class Slow(torch.nn.Module):
-    def __init__(self, layers, seconds):
-        super().__init__()
-        inner = [layer for _ in range(layers) for layer in (torch.nn.Linear(4, 4), torch.nn.Tanh())]
-        self.net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), *inner, torch.nn.Linear(4, 2))
-        self.seconds = seconds
-
-    def forward(self, x):
-        time.sleep(self.seconds)
-        return self.net(x)
-
-def problem(layers=0, seconds=0.0, fault=""):
+def problem(layers=0, width=4, samples=20, fault=""):
     if fault:
         raise ValueError(fault)
     torch.manual_seed(0)
-    batches = [(torch.randn(20, 3), torch.randint(0, 2, (20,)))]
-    return disthess.Problem(Slow(layers, seconds), loss="cross_entropy", batches=batches)
+    inner = [layer for _ in range(layers) for layer in (torch.nn.Linear(width, width), torch.nn.Tanh())]
+    net = torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.Tanh(), *inner, torch.nn.Linear(width, 2))
+    batches = [(torch.randn(samples, 3), torch.randint(0, 2, (samples,)))]
+    return disthess.Problem(net, loss="cross_entropy", batches=batches)
 """
+TILES = 44
+"""Of the problem that is stopped: one for each parameter of twenty-two layers."""
 CONFIG = """
 problem: {factory: small.py:problem, arguments: ARGUMENTS}
 compute: {store: STORE, dtype: float64, method: METHOD, workers: 1, threads: 1}
@@ -168,6 +165,42 @@ def test_failures_say_what_to_do() -> None:
     assert "no room" in explain_failure(JobState("j", "FAILED", None, "no room"), "")
 
 
+class Answers:
+    """In place of a cluster: a job that prints a line, then ends or is interrupted."""
+
+    address = "http://head:8265"
+
+    def __init__(self, state: JobState | None) -> None:
+        self.state = state
+
+    def follow(self, job: str, write: Callable[[str], None]) -> JobState:
+        write("a line\n")
+        if self.state is None:
+            raise KeyboardInterrupt
+        return self.state
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "said"),
+    [
+        (None, 1, "disthess job stop j --address http://head:8265"),
+        (JobState("j", "SUCCEEDED", 0), 0, ""),
+        (JobState("j", "FAILED", 2), 2, "exit code 2"),
+        (JobState("j", "FAILED", 3), 3, "exit code 3"),
+        (JobState("j", "STOPPED"), 1, "to resume"),
+    ],
+)
+def test_following_ends_as_the_job_does_and_an_interrupt_leaves_it_alone(
+    state: JobState | None, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as ended:
+        jobs._follow(Answers(state), "j")  # type: ignore[arg-type]
+    printed = capsys.readouterr()
+    assert ended.value.exit_code == code
+    assert printed.out == "a line\n"
+    assert said in printed.err
+
+
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     with ray_head(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="a" * 64) as found:
@@ -216,22 +249,26 @@ def tiles_left(path: Path) -> int | None:
 @pytest.mark.slow
 def test_stop_finishes_tiles_in_flight_and_submitting_again_resumes(head: Head, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    write_run(folder, "{layers: 20, seconds: 0.5}", "autograd")
+    write_run(folder, "{layers: 20, width: 8, samples: 600}", "autograd")
     sent = disthess_at(head, folder, "submit", "run.yaml", "--no-follow", "--no-upload")
     assert sent.returncode == 0, sent.stderr
     name, store = sent.stdout.strip(), folder / "made" / "run.zarr"
+    given = {"RAY_AUTH_TOKEN": head.environment["RAY_AUTH_TOKEN"], "RAY_AUTH_MODE": None}
+    asked = CliRunner().invoke(app, ["job", "status", name, "--address", head.dashboard], env=given)
+    assert asked.exit_code == 0, asked.output
     deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and tiles_left(store) in (None, 44):
-        time.sleep(0.2)
-    stopped = disthess_at(head, folder, "job", "stop", name)
-    assert stopped.returncode == 0, stopped.stderr
-    assert "STOPPED" in stopped.stdout
+    while time.monotonic() < deadline and tiles_left(store) in (None, TILES):
+        time.sleep(0.05)
+    # Here and not in another process, whose start would take longer than the tiles that are left.
+    stopped = CliRunner().invoke(app, ["job", "stop", name, "--address", head.dashboard], env=given)
+    assert stopped.exit_code == 0, stopped.output
+    assert "STOPPED" in stopped.output
     log = disthess_at(head, folder, "job", "logs", name).stdout
     assert "The tiles in flight were finished" in log, log
     left = tiles_left(store)
     assert left is not None
-    assert 0 < left < 44
-    assert f"{left} of 44 tiles left" in log
+    assert 0 < left < TILES
+    assert f"{left} of {TILES} tiles left" in log
     assert "had ended before" in disthess_at(head, folder, "job", "stop", name).stdout
     again = disthess_at(head, folder, "submit", "run.yaml", "--no-upload", "--workers", "2")
     assert again.returncode == 0, again.stdout + again.stderr
