@@ -56,16 +56,17 @@ def grow() -> Iterator[Callable[..., Any]]:
 
 
 class Acting(toys.Recorder):
-    """Keeps events; does something, once, when so many tiles are done."""
+    """Keeps events; does something, once, when so many tiles are done. In the main thread, since Ray sets signal handlers."""
 
     def __init__(self, when: int, act: Callable[[], object]) -> None:
         super().__init__()
-        self._when, self._act, self.thread = when, act, threading.Thread(target=act)
+        self._when, self._act, self._acted = when, act, False
 
     def notify(self, event: Event) -> None:
         super().notify(event)
-        if len(self.done) == self._when and not self.thread.ident:
-            self.thread.start()
+        if len(self.done) >= self._when and not self._acted:
+            self._acted = True
+            self._act()
 
     @property
     def working(self) -> list[int]:
@@ -111,7 +112,9 @@ def test_each_actor_has_a_gpu_of_its_own_and_one_that_is_not_there_is_refused(
                 RayExecutor(2, device=device).run(
                     placed_job.PlacedJob(tmp_path), toys.make_tiles(2, 2), toys.Recorder(), StopFlag()
                 )
-    with pytest.raises(ExecutionError, match=r"does not fit into this Ray cluster: its 3 nodes have 4 cores and 3 GPUs"):
+    with pytest.raises(
+        ExecutionError, match=r"does not fit into this Ray cluster: its 3 nodes have 4 cores and 3 GPUs"
+    ):
         RayExecutor(1, threads=3, device="cpu").run(
             placed_job.PlacedJob(tmp_path), toys.make_tiles(1), toys.Recorder(), StopFlag()
         )
@@ -125,7 +128,6 @@ def test_a_node_that_leaves_takes_no_tile_with_it(grow: Callable[..., Any], tmp_
     outcome = RayExecutor(3, device="cpu").run(
         placed_job.PlacedJob(tmp_path, 1.0), toys.make_tiles(24, 3), recorder, StopFlag()
     )
-    recorder.thread.join()
     assert (outcome.finished, outcome.failures) == (24, ())
     assert recorder.done == list(range(24))
     assert 1 <= len(recorder.failed) <= 1 + 1, "the tile in flight there, and no other, is tried again"
@@ -139,7 +141,6 @@ def test_a_node_that_joins_is_used_where_there_were_too_few(grow: Callable[..., 
     outcome = RayExecutor(2, device="cpu").run(
         placed_job.PlacedJob(tmp_path, 1.0), toys.make_tiles(30, 2), recorder, StopFlag()
     )
-    recorder.thread.join()
     assert (outcome.finished, outcome.failures) == (30, ())
     assert recorder.working == [1, 2]
     assert len({place["node"] for place in placed_job.places(tmp_path)}) == 2
@@ -159,7 +160,6 @@ def test_a_node_that_joins_after_all_were_lost_is_used(grow: Callable[..., Any],
     outcome = RayExecutor(1, device="cpu").run(
         placed_job.PlacedJob(tmp_path, 0.5), toys.make_tiles(8), recorder, StopFlag()
     )
-    recorder.thread.join()
     assert (outcome.finished, outcome.failures) == (8, ())
     assert recorder.working[:3] == [1, 0, 1]
     assert len({place["node"] for place in placed_job.places(tmp_path)}) == 2
@@ -170,7 +170,6 @@ def test_where_no_node_comes_the_run_ends_and_says_so(grow: Callable[..., Any], 
     recorder = Acting(1, lambda: grow.remove(first, allow_graceful=False))  # type: ignore[attr-defined]
     executor = RayExecutor(1, device="cpu", start_seconds=5.0)
     outcome = executor.run(placed_job.PlacedJob(tmp_path, 1.0), toys.make_tiles(4), recorder, StopFlag())
-    recorder.thread.join()
     assert outcome.finished == len(recorder.done) < 4
     assert len(outcome.failures) == 4 - outcome.finished
     assert all("Ray found no room for one in 5 s" in message for _, message in outcome.failures)
