@@ -124,7 +124,9 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True, plannin
     workload = _with_decay(_workload(bound, names, programs, dtype, options.parts), bound)
     if programs:
         # Indices that are given count, also where the model has no weights.
-        workload = with_tables(workload, programs, [batch_tensors(batch) for batch in problem.batches], unprobed=lacking)
+        workload = with_tables(
+            workload, programs, [batch_tensors(batch) for batch in problem.batches], unprobed=lacking
+        )
         workload = with_activations(workload, programs, options.activations_per_sample)
     check_sections(workload.parameters, options.sections)
     workers, threads = _crew(options)
@@ -224,8 +226,13 @@ def _workload(
     sources = tuple(counter.together(spec, targets[spec.name]) for spec in ranked)
     one_graph = all(program.graph is graph for program in programs)
     sizes = [_told_apart(program, batch) for program, batch in zip(programs, problem.batches, strict=True)]
+    tensors = (
+        problem.model.named_parameters(remove_duplicate=False),
+        problem.model.named_buffers(remove_duplicate=False),
+    )
+    held = frozenset(f"objective.model.{name}" for kind in tensors for name, _ in kind)
     entries = sum(
-        primal_entries(program.graph) * size // program.graph.samples
+        primal_entries(program.graph, held) * size // program.graph.samples
         for program, size in zip(programs, sizes, strict=True)
     )
     return Workload(
@@ -255,9 +262,13 @@ def _with_decay(workload: Workload, problem: Problem) -> Workload:
 
 def _not_checked(programs: Sequence[Program]) -> str:
     """What a plan without values leaves open."""
-    said = "there are no values: whether any is NaN or infinite, and whether the objective is the same from call to call"
+    said = (
+        "there are no values: whether any is NaN or infinite, and whether the objective is the same from call to call"
+    )
     if programs:
-        said += "; whether an operation mixes samples where shapes do not show it; whether the captured graph gives the "
+        said += (
+            "; whether an operation mixes samples where shapes do not show it; whether the captured graph gives the "
+        )
         said += "objective's value"
         operations = doubtful_operations(programs)
         if operations:

@@ -8,7 +8,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -66,10 +66,13 @@ class ObjectiveModule(nn.Module):
         self.recipe = recipe
         # Not by train(), which reaches into the model: its children keep the modes that the user gave them.
         self.training = model.training
+        self.without_values = any(map(_is_meta, model.parameters()))
 
     def forward(self, batch: Any) -> Tensor:
         """The objective on one batch."""
-        return self.recipe.evaluate(self.model, batch)
+        # What a model creates as it runs (states, masks) is then on the meta device as well.
+        with torch.device("meta") if self.without_values else nullcontext():
+            return self.recipe.evaluate(self.model, batch)
 
 
 @final
@@ -234,7 +237,9 @@ class Problem:
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         found = [f"parameter {name}" if isinstance(tensor, nn.Parameter) else f"buffer {name}"
                  for name, tensor in named if tensor.is_meta]  # fmt: skip
-        found += [f"batch {place}" for place, batch in enumerate(self.batches) if any(map(_is_meta, batch_tensors(batch)))]
+        found += [
+            f"batch {place}" for place, batch in enumerate(self.batches) if any(map(_is_meta, batch_tensors(batch)))
+        ]
         return found[0] if found else ""
 
     def to(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> Problem:
@@ -247,8 +252,8 @@ class Problem:
         if lacking and torch.device(device).type != "meta":
             raise ProblemError(
                 f"this problem has shapes and no values: {lacking} is on torch's meta device. That is enough for disthess.plan and "
-                "'disthess plan', and for nothing else. To compute, build the model outside torch.device('meta'), load its weights, "
-                "and give batches that hold data."
+                "'disthess plan', and for nothing else. To compute, build the model outside torch.device('meta'), load its "
+                "weights, and give batches that hold data."
             )
         model = _copied(self.model).to(device)
         for module in model.modules():

@@ -50,9 +50,7 @@ def plan(
 
     begin = time.perf_counter()
     problem = load_problem(settings.source(config))
-    made = api.plan(
-        problem, path=settings.compute.store, **settings.plan_options(), address=settings.compute.address
-    )
+    made = api.plan(problem, path=settings.compute.store, **settings.plan_options(), address=settings.compute.address)
     taken = time.perf_counter() - begin
     rate, origin = api.products_speed(made, None if tflops is None else tflops * 1e12)
     peak = peak_process_bytes()

@@ -81,7 +81,9 @@ def independence_by_structure(graph: Graph, note: str) -> Graph:
     regions, reason = _structure(graph)
     if reason:
         return _as_one_sample(graph, f"samples are coupled: {reason}")
-    return _independent(graph, regions, "samples are taken for independent: by structure alone, without values to probe with")
+    return _independent(
+        graph, regions, "samples are taken for independent: by structure alone, without values to probe with"
+    )
 
 
 def _independent(graph: Graph, regions: Sequence[Region], why: str) -> Graph:

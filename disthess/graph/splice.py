@@ -53,7 +53,9 @@ def _form(node: fx.Node) -> Hashable:
     """Equal for nodes of one operation whose arguments differ at most in what their values are."""
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     nodes = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
-    described = [(nodes.index(leaf), _form_of(leaf.meta["val"])) if isinstance(leaf, fx.Node) else repr(leaf) for leaf in leaves]
+    described = [
+        (nodes.index(leaf), _form_of(leaf.meta["val"])) if isinstance(leaf, fx.Node) else repr(leaf) for leaf in leaves
+    ]
     return node.target, str(spec), tuple(described)
 
 

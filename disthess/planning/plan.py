@@ -102,9 +102,7 @@ class Plan:
             load[tile.owner] += tile.flops if self.method == "autograd" else product_flops
         return max(load.values(), default=0) / flops_per_second
 
-    def describe(
-        self, limit_rows: int = 12, flops_per_second: float | None = None, rate: str = "measured here"
-    ) -> str:
+    def describe(self, limit_rows: int = 12, flops_per_second: float | None = None, rate: str = "measured here") -> str:
         """The plan as text: totals, then one line per source (the dearest first, at most ``limit_rows``).
 
         Args:

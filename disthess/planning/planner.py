@@ -215,7 +215,9 @@ class _Planner:
         known: dict[tuple[int, int], TileCost] = {}
         for start in range(0, cost.rows, tiling.rows):
             span = Span(start, min(start + tiling.rows, cost.rows))
-            written = sum(span.size * (wide - panel.first_column(start)) for panel, wide in zip(panels, columns, strict=True))
+            written = sum(
+                span.size * (wide - panel.first_column(start)) for panel, wide in zip(panels, columns, strict=True)
+            )
             written *= len(parts) * self._work.dtype_bytes
             skip = min(panel.first_column(start) if panel.diagonal else 0 for panel in panels) // plan.unit_rows
             # Tiles of as many whole units cost the same, but those of tables, whose rows have readers of their own.
