@@ -40,7 +40,7 @@ from disthess.store.place import AbstractPlace, place_of
 from disthess.store.store import Store
 from disthess.sweep.curvature import NodeCurvature, split_curvature
 from disthess.sweep.primal import compute_primals
-from disthess.sweep.speed import product_flops_per_second
+from disthess.sweep.speed import ASSUMED_FLOPS_PER_SECOND, is_device_here, product_flops_per_second
 from disthess.types import DType, Part
 from disthess.units import human_bytes
 
@@ -64,9 +64,12 @@ __all__ = [
 def plan(problem: Problem, *, path: str | os.PathLike[str] | None = None, **options: Any) -> Plan:
     """What `compute` would do, as a value; nothing of the Hessian is computed and nothing is written.
 
+    Neither the workers nor their devices need be here. Nor need values: a model built under ``torch.device("meta")``, with batches
+    of meta tensors or of data, is planned by its shapes, and the plan says what could not be checked.
+
     Args:
         problem: The problem.
-        path: Where the store would go; if given, free disk space is checked.
+        path: Where the store would go; if given, free disk space is checked, unless the run would be elsewhere.
         **options: As for `compute`.
 
     Returns:
@@ -75,9 +78,11 @@ def plan(problem: Problem, *, path: str | os.PathLike[str] | None = None, **opti
     Raises:
         DisthessError: As `compute`, before it starts.
     """
-    prepared = prepare(problem, _options(options))
-    check_fits(prepared.plan, _options(options), path)
-    return prepared.plan
+    chosen = _options(options)
+    made = prepare(problem, chosen, planning=True).plan
+    elsewhere = bool(made.not_checked) or chosen.address is not None or not is_device_here(made.device)
+    check_fits(made, chosen, None if elsewhere else path, here=not elsewhere)
+    return made
 
 
 def compute(
@@ -260,9 +265,21 @@ def run_prepared(
         return result
 
 
-def products_speed(plan: Plan) -> float:
-    """Floating point operations per second of matrix products as one of the plan's workers would run them here."""
-    return product_flops_per_second(plan.layout.dtype, plan.threads)
+def products_speed(plan: Plan, given: float | None = None) -> tuple[float, str]:
+    """Floating point operations per second of one worker's matrix products, and in words where that rate comes from.
+
+    Args:
+        plan: The plan.
+        given: A rate to take; else it is measured where the plan's device is here, and assumed where it is not.
+
+    Raises:
+        ConfigError: The device is none that torch knows.
+    """
+    if given is not None:
+        return given, "as given"
+    if is_device_here(plan.device):
+        return product_flops_per_second(plan.layout.dtype, plan.threads, plan.device), "measured here"
+    return ASSUMED_FLOPS_PER_SECOND, f"which is assumed: torch sees no {plan.device} here to measure, so give its rate"
 
 
 def open_store(path: str | os.PathLike[str]) -> HessianStore:
@@ -279,8 +296,8 @@ def has_store(path: str | os.PathLike[str]) -> bool:
     return place_of(path).exists()
 
 
-def check_fits(plan: Plan, options: Options, path: str | os.PathLike[str] | None) -> None:
-    """Refuse a plan that does not fit on the disk or in memory, with the sizes.
+def check_fits(plan: Plan, options: Options, path: str | os.PathLike[str] | None, *, here: bool = True) -> None:
+    """Refuse a plan that does not fit on the disk or in memory, with the sizes; ``here``: in this machine's memory.
 
     Raises:
         StoreError: Too little disk at ``path``.
@@ -295,7 +312,7 @@ def check_fits(plan: Plan, options: Options, path: str | os.PathLike[str] | None
             "Allow more, give smaller batches, or select fewer parameters."
         )
     available = available_memory_bytes()
-    local = options.address is None and (options.device or "cpu") == "cpu"
+    local = here and options.address is None and (options.device or "cpu") == "cpu"
     if local and plan.peak_bytes * plan.workers > available:
         raise PlanError(
             f"{plan.workers} worker{'s' if plan.workers > 1 else ''} would need up to "

@@ -20,12 +20,15 @@ def check_problem(problem: Problem, selected: tuple[str, ...]) -> None:
         problem: In the dtype and on the device that will be used.
         selected: First names of the parameters wanted.
 
+    A problem without values (on the meta device) is checked for what shapes and types tell.
+
     Raises:
         ProblemError: Integer, complex or half precision parameters; NaN or infinity in a weight, a buffer or a batch (named);
             an empty batch; an objective that fails, is no scalar, is NaN, does not depend on the parameters, or answers
             differently twice.
     """
-    _check_tensors(problem)
+    if not problem.without_values:
+        _check_tensors(problem)
     for index, batch in enumerate(problem.batches):
         sample_count(batch)
         _check_objective(problem, index, selected)
@@ -102,13 +105,14 @@ def _check_objective(problem: Problem, index: int, selected: tuple[str, ...]) ->
         )
     if not first.dtype.is_floating_point:
         raise ProblemError(f"the objective is {first.dtype}; it must be a real floating scalar.")
-    if not bool(torch.isfinite(first)):
+    values = not problem.without_values
+    if values and not bool(torch.isfinite(first)):
         raise ProblemError(
             f"the objective is {first.item()} on batch {index}; check the data and the weights for overflow."
         )
     first, value = first.detach(), first
-    second = _evaluate(problem, index).detach()
-    if not torch.equal(first, second):
+    second = _evaluate(problem, index).detach() if values else first
+    if values and not torch.equal(first, second):
         raise ProblemError(
             f"the objective answers differently from call to call on batch {index} ({first.item():.9g}, then {second.item():.9g}): "
             "dropout, sampling or state that changes. Call model.eval(), set dropout to 0, or draw the noise once and pass "

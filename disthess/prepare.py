@@ -23,7 +23,7 @@ from disthess.preflight import casts_down, check_dtype, check_parameters, check_
 from disthess.problem import Parameter, Problem, batch_tensors, sample_count
 from disthess.reduce.sections import check_sections
 from disthess.store.layout import ParameterSpec
-from disthess.sweep.check import check_rules
+from disthess.sweep.check import check_rules, doubtful_operations
 from disthess.sweep.tables import with_tables
 from disthess.sweep.workload import (
     SourceCounter,
@@ -77,13 +77,14 @@ class Prepared:
     rounds_inside: str = ""
 
 
-def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prepared:
+def prepare(problem: Problem, options: Options, *, checked: bool = True, planning: bool = False) -> Prepared:
     """Check, capture and plan.
 
     Args:
         problem: The user's problem; not changed.
         options: What is asked.
         checked: Whether to run the preflight checks and the rules' self-checks.
+        planning: Whether the plan is all that is wanted: the problem may then be without values, on the meta device.
 
     Returns:
         The prepared run.
@@ -99,14 +100,16 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prep
     check_dtype(problem, options.dtype)
     name = options.dtype or str(problem.dtype).removeprefix("torch.")
     dtype: DType = "float64" if name == "float64" else "float32"
-    bound = problem.to(getattr(torch, dtype), "cpu")
+    lacking = bool(planning and problem.without_values)
+    bound = problem.to(getattr(torch, dtype), "meta" if lacking else "cpu")
     names = select_parameters(bound, options.parameters)
     if checked:
         check_problem(bound, names)
     programs, method, reason = _capture(bound, names, options, checked)
     if method == "autograd" and checked:
         # A model that torch cannot differentiate twice is refused here, before a store is made.
-        hvp.hessian_vector_products(bound, names, torch.ones(1, _count(bound, names), dtype=bound.dtype))
+        place = "meta" if lacking else "cpu"
+        hvp.hessian_vector_products(bound, names, torch.ones(1, _count(bound, names), dtype=bound.dtype, device=place))
     if programs and any(part != "hessian" for part in options.parts) and not programs[0].graph.has_model_boundary:
         raise ConfigError(
             "the ggn and residual parts need to know where the model ends and the loss begins. Pass loss= instead of objective=, "
@@ -120,7 +123,10 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prep
         reason += f"; the model itself casts to float32 at {inside}, so that nothing beyond float32 is certain"
     workload = _with_decay(_workload(bound, names, programs, dtype, options.parts), bound)
     if programs:
-        workload = with_tables(workload, programs, [batch_tensors(batch) for batch in bound.batches])
+        # Indices that are given count, also where the model has no weights.
+        workload = with_tables(
+            workload, programs, [batch_tensors(batch) for batch in problem.batches], unprobed=lacking
+        )
         workload = with_activations(workload, programs, options.activations_per_sample)
     check_sections(workload.parameters, options.sections)
     workers, threads = _crew(options)
@@ -134,6 +140,7 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True) -> Prep
         workers,
         threads,
         options.device or "cpu",
+        _not_checked(programs) if lacking else "",
     )
     return Prepared(bound, names, programs, make_plan(workload, request), inside)
 
@@ -219,8 +226,13 @@ def _workload(
     sources = tuple(counter.together(spec, targets[spec.name]) for spec in ranked)
     one_graph = all(program.graph is graph for program in programs)
     sizes = [_told_apart(program, batch) for program, batch in zip(programs, problem.batches, strict=True)]
+    tensors = (
+        problem.model.named_parameters(remove_duplicate=False),
+        problem.model.named_buffers(remove_duplicate=False),
+    )
+    held = frozenset(f"objective.model.{name}" for kind in tensors for name, _ in kind)
     entries = sum(
-        primal_entries(program.graph) * size // program.graph.samples
+        primal_entries(program.graph, held) * size // program.graph.samples
         for program, size in zip(programs, sizes, strict=True)
     )
     return Workload(
@@ -246,6 +258,22 @@ def _with_decay(workload: Workload, problem: Problem) -> Workload:
         dataclasses.replace(spec, weight_decay=problem.weight_decay.get(spec.name, 0.0)) for spec in workload.parameters
     )
     return dataclasses.replace(workload, parameters=specs)
+
+
+def _not_checked(programs: Sequence[Program]) -> str:
+    """What a plan without values leaves open."""
+    said = (
+        "there are no values: whether any is NaN or infinite, and whether the objective is the same from call to call"
+    )
+    if programs:
+        said += (
+            "; whether an operation mixes samples where shapes do not show it; whether the captured graph gives the "
+        )
+        said += "objective's value"
+        operations = doubtful_operations(programs)
+        if operations:
+            said += f"; the derivatives of {', '.join(operations)}, which a run compares with central differences"
+    return said + ". Nothing at kinks, nor any certificate, belongs to a plan"
 
 
 def _told_apart(program: Program, batch: Any) -> int:

@@ -8,7 +8,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -66,10 +66,13 @@ class ObjectiveModule(nn.Module):
         self.recipe = recipe
         # Not by train(), which reaches into the model: its children keep the modes that the user gave them.
         self.training = model.training
+        self.without_values = any(map(_is_meta, model.parameters()))
 
     def forward(self, batch: Any) -> Tensor:
         """The objective on one batch."""
-        return self.recipe.evaluate(self.model, batch)
+        # What a model creates as it runs (states, masks) is then on the meta device as well.
+        with torch.device("meta") if self.without_values else nullcontext():
+            return self.recipe.evaluate(self.model, batch)
 
 
 @final
@@ -222,12 +225,36 @@ class Problem:
         kinds = {parameter.tensor.dtype for parameter in self.parameters()}
         return torch.float64 if torch.float64 in kinds else next(iter(kinds), torch.float32)
 
+    @property
+    def without_values(self) -> str:
+        """The first tensor that has a shape and no values (on torch's meta device), in words; empty where all have values.
+
+        >>> with torch.device("meta"):
+        ...     model = nn.Linear(2, 1)
+        >>> Problem(model, loss="mse", batches=[(torch.ones(3, 2), torch.ones(3, 1))]).without_values
+        'parameter weight'
+        """
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        found = [f"parameter {name}" if isinstance(tensor, nn.Parameter) else f"buffer {name}"
+                 for name, tensor in named if tensor.is_meta]  # fmt: skip
+        found += [
+            f"batch {place}" for place, batch in enumerate(self.batches) if any(map(_is_meta, batch_tensors(batch)))
+        ]
+        return found[0] if found else ""
+
     def to(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> Problem:
         """A deep copy with floating tensors in ``dtype`` on ``device``; ties are kept, the original is not touched.
 
         Raises:
-            ProblemError: The model cannot be copied.
+            ProblemError: The model cannot be copied; or the problem has no values, and the device is to have some.
         """
+        lacking = self.without_values
+        if lacking and torch.device(device).type != "meta":
+            raise ProblemError(
+                f"this problem has shapes and no values: {lacking} is on torch's meta device. That is enough for disthess.plan and "
+                "'disthess plan', and for nothing else. To compute, build the model outside torch.device('meta'), load its "
+                "weights, and give batches that hold data."
+            )
         model = _copied(self.model).to(device)
         for module in model.modules():
             for key, buffer in module._buffers.items():
@@ -292,6 +319,10 @@ def twice_differentiable() -> Iterator[None]:
 def batch_tensors(batch: Any) -> list[Tensor]:
     """The tensors of a batch, in the order of its tree."""
     return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def _is_meta(tensor: Tensor) -> bool:
+    return bool(tensor.is_meta)
 
 
 def sample_count(batch: Any) -> int:

@@ -78,6 +78,13 @@ ExecutorOption = Annotated[
     ExecutorName | None,
     typer.Option("--executor", help="Tile by tile, or workers: threads of this process, or Ray actors."),
 ]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", metavar="D", help="Torch's name of the workers' device; it need not be here.")
+]
+RateOption = Annotated[
+    float | None,
+    typer.Option("--tflops", metavar="X", help="Matrix products of one worker, in 10^12 operations per second."),
+]
 WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, metavar="N", help="How many Ray actors.")]
 ThreadsOption = Annotated[
     int | None,

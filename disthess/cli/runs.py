@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +13,10 @@ from disthess.cli.options import (
     AddressOption,
     BlocksOf,
     ConfigArgument,
+    DeviceOption,
     ExecutorOption,
     JsonOption,
+    RateOption,
     SeedOption,
     StoreArgument,
     StoreOption,
@@ -22,6 +25,7 @@ from disthess.cli.options import (
     print_json,
     settings_of,
 )
+from disthess.units import human_bytes, human_seconds
 
 
 def plan(
@@ -30,19 +34,36 @@ def plan(
     executor: ExecutorOption = None,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = None,
+    tflops: RateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a run would compute: tiles, operations, bytes, memory. Computes nothing, writes nothing."""
-    settings = settings_of(config, store=store, executor=executor, workers=workers, threads=threads)
+    """Say what a run would compute: tiles, operations, bytes, memory, hours. Computes nothing, writes nothing.
+
+    The workers need not be here: `--executor ray --workers 256 --device cuda --tflops 40` plans for 256 GPUs of that rate. Without
+    --tflops the rate is measured, or assumed where the device is not here. Models on torch's meta device are planned by shapes.
+    """
+    if tflops is not None and not 0 < tflops < float("inf"):
+        raise typer.BadParameter(f"must be a positive number, got {tflops}", param_hint="--tflops")
+    settings = settings_of(config, store=store, executor=executor, workers=workers, threads=threads, device=device)
     from disthess import api
+    from disthess.execute.memory import peak_process_bytes
     from disthess.loading import load_problem
 
+    begin = time.perf_counter()
     problem = load_problem(settings.source(config))
-    made = api.plan(problem, path=settings.compute.store, **settings.plan_options())
+    made = api.plan(problem, path=settings.compute.store, **settings.plan_options(), address=settings.compute.address)
+    taken = time.perf_counter() - begin
+    rate, origin = api.products_speed(made, None if tflops is None else tflops * 1e12)
+    peak = peak_process_bytes()
     if as_json:
-        print_json(made.to_json())
+        own = {"planning_seconds": taken, "planning_peak_bytes": peak}
+        pace = {"flops_per_second": rate, "rate": origin, "seconds": made.seconds(rate)}
+        print_json({**made.to_json(), **pace, **own})
         return
-    typer.echo(made.describe(flops_per_second=api.products_speed(made)))
+    typer.echo(made.describe(flops_per_second=rate, rate=origin))
+    size = "" if peak is None else f" and {human_bytes(peak)} of memory, libraries included"
+    typer.echo(f"\nThis plan took {human_seconds(taken)}{size}.")
 
 
 def run(
@@ -69,7 +90,8 @@ def run(
         path = settings.compute.store
         options = Options(**settings.plan_options(), address=settings.compute.address)
         prepared = prepare(problem, options)
-        typer.echo(prepared.plan.describe(flops_per_second=api.products_speed(prepared.plan)))
+        rate, origin = api.products_speed(prepared.plan)
+        typer.echo(prepared.plan.describe(flops_per_second=rate, rate=origin))
         typer.echo("")
         made = api.run_prepared(prepared, options, path, seed=settings.compute.seed, progress=True)
         tables.print_run(made, settings.report, path)

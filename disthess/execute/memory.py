@@ -83,6 +83,11 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def peak_process_bytes() -> int | None:
+    """Highest resident memory of this process since it began, libraries included (Linux); None where it is not known."""
+    return _kernel_peak()
+
+
 def _reset_peak() -> bool:
     try:
         _CLEAR.write_text("5", encoding="ascii")

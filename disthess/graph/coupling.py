@@ -63,16 +63,35 @@ def decide_independence(
             graph, reason = probe_samples(graph, run_graph(graph, parameters, inputs, constants))
     if reason:
         return _as_one_sample(graph, f"samples are coupled: {reason}")
+    return _independent(graph, regions, "samples are independent: by structure, and by NaN probe of every operation")
+
+
+def independence_by_structure(graph: Graph, note: str) -> Graph:
+    """The same for a problem without values, where nothing can be probed: structure decides alone.
+
+    An operation that mixes samples along the batch axis and keeps its size (a product across samples, say) is not seen.
+    Where samples lie in an axis that holds several of a sample's rows is not known either: no count of work depends on it.
+
+    Args:
+        graph: As captured.
+        note: Why the batch dimension is not dynamic, or empty.
+    """
+    if note:
+        return _as_one_sample(graph, f"samples are not told apart: {note}")
+    regions, reason = _structure(graph)
+    if reason:
+        return _as_one_sample(graph, f"samples are coupled: {reason}")
+    return _independent(
+        graph, regions, "samples are taken for independent: by structure alone, without values to probe with"
+    )
+
+
+def _independent(graph: Graph, regions: Sequence[Region], why: str) -> Graph:
     nodes = tuple(
         dataclasses.replace(node, region=region, batch=None if region in ("weight", "total") else node.batch)
         for node, region in zip(graph.nodes, regions, strict=True)
     )
-    return dataclasses.replace(
-        graph,
-        nodes=nodes,
-        independent=True,
-        why="samples are independent: by structure, and by NaN probe of every operation",
-    )
+    return dataclasses.replace(graph, nodes=nodes, independent=True, why=why)
 
 
 def _as_one_sample(graph: Graph, why: str) -> Graph:

@@ -7,7 +7,7 @@ wave leaves at a leaf, and a shared parameter is simply one with several leaves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 NodeKind = Literal["use", "input", "constant", "size", "op"]
@@ -85,20 +85,26 @@ class Node:
     module: str = ""
     asked: bool = False
 
+    _refs: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        found: list[int] = []
+        _find_refs(self.args, found)
+        _find_refs(tuple(value for _, value in self.kwargs), found)
+        # Asked for so often that a large graph would spend most of its plan's time looking for them.
+        object.__setattr__(self, "_refs", tuple(found))
+
     def refs(self) -> tuple[int, ...]:
         """Indices of the nodes it reads, in argument order, with repetitions."""
-        found: list[int] = []
+        return self._refs
 
-        def visit(value: Any) -> None:
-            if isinstance(value, Ref):
-                found.append(value.node)
-            elif isinstance(value, tuple):
-                for entry in value:
-                    visit(entry)
 
-        visit(self.args)
-        visit(tuple(value for _, value in self.kwargs))
-        return tuple(found)
+def _find_refs(value: Any, found: list[int]) -> None:
+    if isinstance(value, Ref):
+        found.append(value.node)
+    elif isinstance(value, tuple):
+        for entry in value:
+            _find_refs(entry, found)
 
 
 @dataclass(frozen=True, slots=True)

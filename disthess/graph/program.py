@@ -12,7 +12,7 @@ from torch import Tensor
 
 from disthess.errors import GraphError
 from disthess.graph.capture import capture
-from disthess.graph.coupling import decide_independence
+from disthess.graph.coupling import decide_independence, independence_by_structure
 from disthess.graph.ir import Graph
 from disthess.graph.run import run_graph
 from disthess.problem import Problem, batch_tensors
@@ -33,12 +33,16 @@ class Program:
 
 def on_device(program: Program, device: torch.device) -> Program:
     """The same program with its tensors, and the devices its operations name, moved."""
+    graph = _graph_on(program.graph, device)
+    return Program(graph, {index: value.to(device) for index, value in program.constants.items()})
+
+
+def _graph_on(graph: Graph, device: torch.device) -> Graph:
     nodes = tuple(
         dataclasses.replace(node, args=_moved(node.args, device), kwargs=_moved(node.kwargs, device))
-        for node in program.graph.nodes
+        for node in graph.nodes
     )
-    graph = dataclasses.replace(program.graph, nodes=nodes)
-    return Program(graph, {index: value.to(device) for index, value in program.constants.items()})
+    return dataclasses.replace(graph, nodes=nodes)
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -51,7 +55,8 @@ def build_programs(problem: Problem, selected: frozenset[str], activations: Sequ
     """One program per batch, shared between batches of the same shape (any batch size where that is dynamic).
 
     Args:
-        problem: In the dtype and on the device wanted.
+        problem: In the dtype and on the device wanted. One without values (on the meta device) is captured by shapes, as it would
+            be on the CPU; whether its samples are independent is then decided by structure alone, and no value is checked.
         selected: First names of the parameters whose Hessian is wanted.
         activations: Names or globs of the nodes and modules whose activation Hessian is wanted.
 
@@ -62,6 +67,7 @@ def build_programs(problem: Problem, selected: frozenset[str], activations: Sequ
         GraphError: A batch cannot be captured, or a captured graph does not reproduce the eager objective.
         ConfigError: An activation is not known.
     """
+    values = not problem.without_values
     parameters = {parameter.name: parameter.tensor for parameter in problem.parameters()}
     found: dict[tuple[object, ...], Program] = {}
     programs = []
@@ -72,12 +78,16 @@ def build_programs(problem: Problem, selected: frozenset[str], activations: Sequ
         program = found.get(exact) or (found.get(loose) if inputs and inputs[0].ndim and len(inputs[0]) > 1 else None)
         if program is None:
             taken = capture(problem, batch, selected, activations)
-            graph = decide_independence(taken.graph, parameters, inputs, taken.constants, taken.note)
+            if values:
+                graph = decide_independence(taken.graph, parameters, inputs, taken.constants, taken.note)
+            else:
+                graph = independence_by_structure(_graph_on(taken.graph, torch.device("cpu")), taken.note)
             program = Program(graph, taken.constants)
             found[exact] = program
             if graph.dynamic:
                 found[loose] = program
-        _check_value(problem, index, program, parameters, inputs)
+        if values:
+            _check_value(problem, index, program, parameters, inputs)
         programs.append(program)
     return tuple(programs)
 

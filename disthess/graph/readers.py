@@ -55,8 +55,11 @@ def _before(graph: Graph, indices: Sequence[int]) -> list[int]:
 
 def lookup_indices(
     graph: Graph, lookups: Sequence[Node], inputs: Sequence[Tensor], constants: Mapping[int, Tensor]
-) -> dict[int, Any]:
-    """Value of the index argument of each lookup, by its node, computed from the batch alone."""
+) -> dict[int, Any] | None:
+    """Value of the index argument of each lookup, by its node, computed from the batch alone.
+
+    None where it cannot be known: a tensor that it is computed from has no values (it is on the meta device).
+    """
     wanted = [lookup.refs()[1] for lookup in lookups]
     values: list[Any] = [None] * len(graph.nodes)
     for index in _before(graph, wanted):
@@ -67,6 +70,8 @@ def lookup_indices(
             values[index] = constants[index]
         else:
             values[index] = evaluate(node, values)
+        if isinstance(values[index], Tensor) and values[index].is_meta:
+            return None
     return {index: values[index] for index in wanted}
 
 

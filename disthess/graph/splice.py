@@ -9,7 +9,7 @@ Whatever does not fit goes through ``run_decompositions``.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from types import BuiltinFunctionType
 from typing import Any
 
@@ -33,15 +33,37 @@ def lower_in_place(program: ExportedProgram, table: Lowerings) -> bool:
     if not all(_pure(node) for node in graph.nodes):
         return False
     for wanted, trace in ((table.get, _trace_lowering), (_view_maker, _trace_composite)):
+        # A layer that repeats has the same operations on values of the same form: each form is traced once.
+        known: dict[Hashable, fx.GraphModule | None] = {}
         for node in list(graph.nodes):
             function = wanted(node.target) if node.op == "call_function" else None
             if function is None:
                 continue
-            traced = trace(node, function, table)
+            form = _form(node)
+            if form not in known:
+                known[form] = trace(node, function, table)
+            traced = known[form]
             if traced is None:
                 return False
             _splice(graph, node, traced)
     return True
+
+
+def _form(node: fx.Node) -> Hashable:
+    """Equal for nodes of one operation whose arguments differ at most in what their values are."""
+    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
+    nodes = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
+    described = [
+        (nodes.index(leaf), _form_of(leaf.meta["val"])) if isinstance(leaf, fx.Node) else repr(leaf) for leaf in leaves
+    ]
+    return node.target, str(spec), tuple(described)
+
+
+def _form_of(value: Any) -> Hashable:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    sizes = tuple(map(str, value.shape)), tuple(map(str, value.stride())), str(value.storage_offset())
+    return *sizes, value.dtype, value.device, value.requires_grad
 
 
 def _pure(node: fx.Node) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from disthess.planning.source import SourcePlan
 from disthess.store.disk import layout_disk_bytes
-from disthess.store.layout import Layout
+from disthess.store.layout import Layout, Tile
 from disthess.units import human_bytes, human_flops, human_seconds
 
 
@@ -32,6 +32,7 @@ class Plan:
         device: Where workers compute.
         worker_bytes: Memory of a worker before its first tile.
         tile_product_flops: Of each tile's work, what is products of matrices and convolutions, 2 per multiply-add.
+        not_checked: Of a problem without values, what could not be checked; else empty.
     """
 
     title: str
@@ -48,6 +49,7 @@ class Plan:
     device: str
     worker_bytes: int
     tile_product_flops: tuple[int, ...]
+    not_checked: str = ""
 
     @property
     def flops(self) -> int:
@@ -79,6 +81,20 @@ class Plan:
         """Number of waves."""
         return len({tile.wave for tile in self.layout.tiles})
 
+    @property
+    def worker_flops(self) -> tuple[int, ...]:
+        """Projected floating point operations of the tiles that each worker owns."""
+        load = [0] * self.workers
+        for tile in self.layout.tiles:
+            load[tile.owner] += tile.flops
+        return tuple(load)
+
+    @property
+    def imbalance(self) -> float:
+        """The busiest worker's operations over the mean of all workers: 1 is perfect. Idle workers take tiles of busy ones."""
+        load = self.worker_flops
+        return max(load) * len(load) / sum(load) if any(load) else 1.0
+
     def seconds(self, flops_per_second: float) -> float:
         """Projected seconds of the busiest worker's matrix products at a given rate of one worker: it takes longer."""
         load = Counter[int]()
@@ -86,8 +102,14 @@ class Plan:
             load[tile.owner] += tile.flops if self.method == "autograd" else product_flops
         return max(load.values(), default=0) / flops_per_second
 
-    def describe(self, limit_rows: int = 12, flops_per_second: float | None = None) -> str:
-        """The plan as text: totals, then one line per source (the dearest first, at most ``limit_rows``)."""
+    def describe(self, limit_rows: int = 12, flops_per_second: float | None = None, rate: str = "measured here") -> str:
+        """The plan as text: totals, then one line per source (the dearest first, at most ``limit_rows``).
+
+        Args:
+            limit_rows: Most lines of sources.
+            flops_per_second: Rate of one worker's matrix products; with it the time is projected.
+            rate: Where that rate comes from, in words.
+        """
         layout = self.layout
         item = 4 if layout.dtype == "float32" else 8
         lines = [
@@ -98,20 +120,26 @@ class Plan:
             f"method        {self.method}: {self.method_reason}",
             f"stored        {', '.join(layout.parts)} as {layout.dtype}, each pair once: {human_bytes(self.disk_bytes)} on disk "
             f"(both triangles would be {human_bytes(layout.numel**2 * item * len(layout.parts))})",
-            f"work          {len(layout.tiles)} tiles in {self.waves} waves, {self._describe_work()}"
-            + (
-                f", at least {human_seconds(self.seconds(flops_per_second))} at the speed of matrix products here"
-                if flops_per_second
-                else ""
-            ),
+            f"work          {len(layout.tiles):,} tile{'s' if len(layout.tiles) != 1 else ''} in {self.waves} "
+            f"wave{'s' if self.waves != 1 else ''}, {self._describe_work()}",
             f"workers       {self.workers} x {self.threads} thread{'s' if self.threads != 1 else ''} on {self.device}; peak memory "
             f"per worker at most {human_bytes(self.peak_bytes)} above an idle process",
         ]
+        if self.workers > 1:
+            lines.append(f"imbalance     the busiest worker has {self.imbalance:.3f} times the mean work")
+        if flops_per_second:
+            lines.append(
+                f"time          at least {human_seconds(self.seconds(flops_per_second))}: the busiest worker's matrix products at "
+                f"{human_flops(flops_per_second)}/s per worker, {rate}"
+            )
+        if self.not_checked:
+            lines.append(f"not checked   {self.not_checked}")
         if self.sharing != "none":
             lines.append(f"sharing       {self.sharing}: " + _SHARING[self.sharing])
         unused = [parameter.name for parameter in layout.parameters if not parameter.uses]
         if unused:
-            lines.append(f"unreached     the objective does not depend on {', '.join(unused)}: zero blocks")
+            shown = ", ".join(unused[:_NAMES]) + (f" and {len(unused) - _NAMES} more" if len(unused) > _NAMES else "")
+            lines.append(f"unreached     the objective does not depend on {shown}: zero blocks")
         return "\n".join([*lines, "", *self._source_table(limit_rows)])
 
     def _describe_work(self) -> str:
@@ -120,16 +148,20 @@ class Plan:
         return f"{human_flops(self.product_flops)} in matrix products and about {human_flops(self.entry_flops)} entry by entry"
 
     def _source_table(self, limit: int) -> list[str]:
+        by_source: dict[str, list[Tile]] = {}
+        for tile in self.layout.tiles:
+            by_source.setdefault(tile.source, []).append(tile)
         rows = []
         for source in self.sources:
-            tiles = [tile for tile in self.layout.tiles if tile.source == source.source]
+            tiles = by_source.get(source.source, [])
             rows.append((sum(tile.flops for tile in tiles), source, tiles))
         rows.sort(key=lambda row: -row[0])
         width = max([len(source.source) for _, source, _ in rows[:limit]] + [6])
         lines = [f"{'source':<{width}}  {'rows':>9}  tiles  wave  {'basis':<9}  stack  {'work':>12}  {'written':>10}"]
         for flops, source, tiles in rows[:limit]:
+            last = max((tile.span.stop for tile in tiles), default=0)
             lines.append(
-                f"{source.source:<{width}}  {tiles[-1].span.stop:>9,}  {len(tiles):>5}  {tiles[0].wave:>4}  {source.basis:<9}  "
+                f"{source.source:<{width}}  {last:>9,}  {len(tiles):>5}  {tiles[0].wave if tiles else 0:>4}  {source.basis:<9}  "
                 f"{source.stack:>5}  {human_flops(flops):>12}  {human_bytes(sum(t.written_bytes for t in tiles)):>10}"
             )
         if len(rows) > limit:
@@ -165,10 +197,15 @@ class Plan:
             "worker_bytes": self.worker_bytes,
             "peak_bytes": self.peak_bytes,
             "waves": self.waves,
+            "imbalance": self.imbalance,
+            "not_checked": self.not_checked,
             "sources": [dataclasses.asdict(source) for source in self.sources],
             "tiles": tiles,
         }
 
+
+_NAMES = 12
+"""Most names in one line."""
 
 _SHARING = {
     "uses": "each use of a shared parameter is stored apart, Dask sums them",

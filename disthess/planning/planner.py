@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
 from collections.abc import Sequence
 from typing import Literal, final
 
 from disthess.errors import PlanError
-from disthess.planning.cost import tile_cost
+from disthess.planning.cost import TileCost, tile_cost
 from disthess.planning.memory import tile_memory_bytes, worker_memory_bytes
 from disthess.planning.plan import Plan
 from disthess.planning.source import Basis, SourcePlan, activation_source
@@ -20,10 +21,14 @@ from disthess.planning.tiling import RowTiling, source_plan, tile_rows
 from disthess.planning.workload import SourceCost, Workload
 from disthess.store.layout import Layout, PanelKind, PanelSpec, Tile
 from disthess.types import DType, Part, Span
+from disthess.units import human_bytes
 
 Sharing = Literal["auto", "uses", "sum"]
 Method = Literal["graph", "autograd"]
 
+
+MAX_TILES = 1_000_000
+"""More are refused: a plan holds some hundred bytes for each, and so does a store's metadata."""
 
 Targets = tuple[tuple[str, int], ...]
 """(name, numel) of each target, in column order."""
@@ -43,6 +48,7 @@ class PlanRequest:
         workers: Number of workers.
         threads: Threads per worker.
         device: Device name.
+        not_checked: Of a problem without values, what could not be checked.
     """
 
     parts: tuple[Part, ...]
@@ -54,6 +60,7 @@ class PlanRequest:
     workers: int
     threads: int
     device: str
+    not_checked: str = ""
 
 
 def make_plan(workload: Workload, request: PlanRequest) -> Plan:
@@ -67,7 +74,7 @@ def make_plan(workload: Workload, request: PlanRequest) -> Plan:
         The plan; nothing has been allocated or run.
 
     Raises:
-        PlanError: ``shared="uses"`` was asked for where uses are not known.
+        PlanError: ``shared="uses"`` was asked for where uses are not known; or there would be more than `MAX_TILES` tiles.
     """
     return _Planner(workload, request).plan()
 
@@ -120,6 +127,7 @@ class _Planner:
             device=self._request.device,
             worker_bytes=worker_memory_bytes(self._work),
             tile_product_flops=product_flops,
+            not_checked=self._request.not_checked,
         )
 
     def _uses_apart(self) -> bool:
@@ -194,6 +202,7 @@ class _Planner:
         parts = self._request.parts
         widest = max(sum(size for _, size in targets) for _, targets, _ in outputs)
         plan, tiling = self._sweep(cost, widest)
+        self._check_count(cost, widest, -(-cost.rows // tiling.rows))
         self._plans.append(plan)
         panels = []
         for kind, targets, diagonal in outputs:
@@ -201,13 +210,21 @@ class _Planner:
             panels.append(self._panel(kind, name, cost.rows, targets, tiling, diagonal, False))
             self._panels.append(panels[-1])
         self._outputs[cost.source] = [(panel.kind, panel.index) for panel in panels]
-        buffer_columns = sum(panel.columns for panel in panels)
+        columns = [panel.columns for panel in panels]
+        buffer_columns = sum(columns)
+        known: dict[tuple[int, int], TileCost] = {}
         for start in range(0, cost.rows, tiling.rows):
             span = Span(start, min(start + tiling.rows, cost.rows))
-            written = sum(span.size * (panel.columns - panel.first_column(start)) for panel in panels)
+            written = sum(
+                span.size * (wide - panel.first_column(start)) for panel, wide in zip(panels, columns, strict=True)
+            )
             written *= len(parts) * self._work.dtype_bytes
             skip = min(panel.first_column(start) if panel.diagonal else 0 for panel in panels) // plan.unit_rows
-            done = tile_cost(cost, plan, span, skip, self._work, parts)
+            # Tiles of as many whole units cost the same, but those of tables, whose rows have readers of their own.
+            key = (span.size if plan.table_width == 0 and start % plan.unit_rows == 0 else -start, skip)
+            if key not in known:
+                known[key] = tile_cost(cost, plan, span, skip, self._work, parts)
+            done = known[key]
             memory = tile_memory_bytes(cost, plan, span.size, written, buffer_columns, self._work, len(parts))
             tile = Tile(0, cost.source, span, 0, 0, 2 * done.total, written, memory)
             self._tiles.append(_Draft(cost.level, tile, 2 * done.products))
@@ -224,6 +241,16 @@ class _Planner:
         _, plan, tiling = min(ways, key=lambda way: way[0])
         return plan, tiling
 
+    def _check_count(self, cost: SourceCost, columns: int, tiles: int) -> None:
+        if len(self._tiles) + tiles <= MAX_TILES:
+            return
+        row = columns * self._work.dtype_bytes * len(self._request.parts)
+        numel = sum(parameter.numel for parameter in self._ordered)
+        raise PlanError(
+            f"the Hessian of the {numel:,} parameters asked for would take more than {MAX_TILES:,} tiles: {cost.source} alone has "
+            f"{cost.rows:,} rows of {human_bytes(row)} each, in {tiles:,} tiles. Select fewer parameters."
+        )
+
     def _bases(self, cost: SourceCost) -> tuple[Basis, ...]:
         """What a source may be swept from; of equal ones the first is taken."""
         if cost.source == activation_source(cost.parameter):
@@ -238,11 +265,12 @@ class _Planner:
         """Tiles in ledger order, with their owners, and the products of each."""
         waves = {level: wave for wave, level in enumerate(sorted({draft.level for draft in self._tiles}))}
         ordered = sorted(self._tiles, key=lambda draft: (waves[draft.level], -draft.tile.flops))
-        load = [0] * self._request.workers
+        # The worker with least to do comes first; of equal ones, the first.
+        load = [(0, worker) for worker in range(self._request.workers)]
         tiles = []
         for index, draft in enumerate(ordered):
-            owner = load.index(min(load))
-            load[owner] += draft.tile.flops
+            flops, owner = load[0]
+            heapq.heapreplace(load, (flops + draft.tile.flops, owner))
             tiles.append(dataclasses.replace(draft.tile, index=index, wave=waves[draft.level], owner=owner))
         return tuple(tiles), tuple(draft.product_flops for draft in ordered)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from disthess.errors import RuleError
+from disthess.graph.ir import Node
 from disthess.graph.program import Program
 from disthess.problem import Problem, batch_tensors
 from disthess.rules.generic import check_rule
@@ -20,7 +21,7 @@ CHECKED_SAMPLES = 4
 
 
 def check_rules(problem: Problem, programs: Sequence[Program]) -> None:
-    """Check the generic rule of every operation that has none of its own, at the problem's own values.
+    """Check the generic rule of every operation that has none of its own, at the problem's own values, where it has some.
 
     Args:
         problem: In the run's dtype.
@@ -34,13 +35,12 @@ def check_rules(problem: Problem, programs: Sequence[Program]) -> None:
         if id(program) in seen:
             continue
         seen.add(id(program))
-        live = [node for node in program.graph.nodes if node.live and node.kind == "op" and node.region != "total"]
-        for node in live:
+        for node in _live(program):
             advice = refusal(node.op) or rule_for(node.op).objection(node)
             if advice is not None:
                 raise RuleError(f"{node.name} is {node.op}, which has no Hessian here: {advice}")
-        doubtful = [node.index for node in live if not has_rule(node.op)]
-        if not doubtful:
+        doubtful = [node.index for node in _live(program) if not has_rule(node.op)]
+        if not doubtful or problem.without_values:
             continue
         parameters = {parameter.name: parameter.tensor for parameter in problem.parameters()}
         inputs = batch_tensors(problem.batches[index])
@@ -55,3 +55,12 @@ def check_rules(problem: Problem, programs: Sequence[Program]) -> None:
             if key not in checked:
                 checked.add(key)
                 check_rule(frame.call(number), rule_for(node.op), active, node.name)
+
+
+def doubtful_operations(programs: Sequence[Program]) -> tuple[str, ...]:
+    """Operations whose rule `check_rules` compares with central differences, sorted."""
+    return tuple(sorted({node.op for program in programs for node in _live(program) if not has_rule(node.op)}))
+
+
+def _live(program: Program) -> list[Node]:
+    return [node for node in program.graph.nodes if node.live and node.kind == "op" and node.region != "total"]

@@ -1,4 +1,4 @@
-"""How fast matrix products run here: the rate that bounds every plan's time from below."""
+"""How fast matrix products run: the rate that bounds every plan's time from below. Measured here, or assumed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,32 @@ import time
 
 import torch
 
+from disthess.errors import ConfigError
+
 SIZE = 1024
 REPEATS = 5
+
+ASSUMED_FLOPS_PER_SECOND = 10e12
+"""Of a worker on a device that is not here: a round number, for whoever reads a plan to scale by."""
+
+
+def is_device_here(device: str) -> bool:
+    """Whether torch can compute on a device of that name on this machine.
+
+    >>> is_device_here("cpu")
+    True
+
+    Raises:
+        ConfigError: Torch knows no such kind of device.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as reason:
+        raise ConfigError(
+            f"device={device!r} is no device that torch knows; give cpu, cuda, or one GPU such as cuda:1."
+        ) from reason
+    backend = getattr(torch, kind, None)
+    return kind == "cpu" or bool(backend is not None and hasattr(backend, "is_available") and backend.is_available())
 
 
 def product_flops_per_second(dtype: str, threads: int, device: str = "cpu") -> float:

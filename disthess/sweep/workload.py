@@ -233,9 +233,13 @@ def batch_runs(programs: Sequence[Program], sizes: Sequence[int]) -> tuple[Batch
     return tuple(runs)
 
 
-def primal_entries(graph: Graph) -> int:
-    """Entries of all values and deltas of the captured example."""
-    return sum(_size(node) * (2 if node.live else 1) for node in graph.nodes if node.kind != "size")
+def primal_entries(graph: Graph, held: frozenset[str] = frozenset()) -> int:
+    """Entries of all values and deltas of the captured example, but for constants named in ``held``: the model's own tensors."""
+    return sum(
+        _size(node) * (2 if node.live else 1)
+        for node in graph.nodes
+        if node.kind != "size" and not (node.kind == "constant" and node.op in held)
+    )
 
 
 def parameter_targets(parameters: Sequence[ParameterSpec]) -> Mapping[str, frozenset[str]]:

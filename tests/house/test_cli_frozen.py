@@ -8,7 +8,7 @@ from disthess.cli.main import app
 
 RUN = {"config", "--store", "--executor", "--workers", "--threads"}
 PROMISED = {
-    "plan": {*RUN, "--json"},
+    "plan": {*RUN, "--device", "--tflops", "--json"},
     "run": {*RUN, "--address"},
     "info": {"store", "--pairs", "--of", "--metric", "--part", "--top", "--csv", "--plot", "--json"},
     "block": {"store", "a", "b", "--part", "--out", "--use"},

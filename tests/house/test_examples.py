@@ -32,16 +32,18 @@ SMALL = {
 }
 TABLES = ("paper_check", "cost_growth")
 """Examples that print a table of many problems."""
+PLANS = ("plan_7b",)
+"""Examples of problems that are planned and not computed."""
 QUICK = ("tied_autoencoder", "paper_check")
 SCRIPTS = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-    for name in (*SMALL, *TABLES)
+    for name in (*SMALL, *TABLES, *PLANS)
     if name != "digits_mlp"
 ]
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {*SMALL, *TABLES, "paper_architectures"}
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {*SMALL, *TABLES, *PLANS, "paper_architectures"}
 
 
 @pytest.mark.parametrize("name", SMALL)
