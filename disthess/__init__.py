@@ -13,18 +13,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from disthess.api import clarke_hessian as clarke_hessian
     from disthess.api import compute as compute
     from disthess.api import eigenvalues as eigenvalues
     from disthess.api import low_rank as low_rank
     from disthess.api import low_rank_blocks as low_rank_blocks
-    from disthess.api import node_curvature as node_curvature
     from disthess.api import open_store as open_store
     from disthess.api import plan as plan
     from disthess.api import psd_check as psd_check
     from disthess.api import reference_hessian as reference_hessian
     from disthess.api import solve as solve
     from disthess.api import spectral_density as spectral_density
+    from disthess.bend import clarke_hessian as clarke_hessian
+    from disthess.bend import node_curvature as node_curvature
     from disthess.bounds import rank_bounds as rank_bounds
     from disthess.comparison import compare as compare
     from disthess.couplings import coupling_map as coupling_map
@@ -50,9 +50,9 @@ _HOMES = {
     "low_rank": "disthess.api",
     "low_rank_blocks": "disthess.api",
     "rank_bounds": "disthess.bounds",
-    "node_curvature": "disthess.api",
+    "node_curvature": "disthess.bend",
     "psd_check": "disthess.api",
-    "clarke_hessian": "disthess.api",
+    "clarke_hessian": "disthess.bend",
     "expected_hessian": "disthess.expected",
     "solve": "disthess.api",
     "kronecker": "disthess.factors",

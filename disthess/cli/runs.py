@@ -126,13 +126,13 @@ def curvature(
 
     The contributions add up to the residual exactly; shares add up to 1. Takes memory for several P x P matrices.
     """
-    from disthess import api
+    from disthess import bend
     from disthess.cli import point_tables
     from disthess.loading import load_problem
 
     settings = settings_of(config)
     section = settings.compute
-    found = api.node_curvature(
+    found = bend.node_curvature(
         load_problem(settings.source(config)), parameters=section.parameters, dtype=section.dtype
     )
     if plot is not None:
