@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from disthess.errors import ConfigError, ProblemError
+from disthess.swap import call_with
 
 Reduction = Literal["mean", "sum"]
 Loss = str | Callable[[Any, Any], Tensor]
@@ -291,7 +292,7 @@ class Problem:
         swapped: dict[str, Tensor] = {f"model.{name}": value for name, value in (parameters or {}).items()}
         swapped.update({name: buffer.clone() for name, buffer in module.named_buffers()})
         with twice_differentiable():
-            return torch.func.functional_call(module, swapped, (batch,))
+            return call_with(module, swapped, (batch,))
 
     def outputs(self, inputs: Any, parameters: Mapping[str, Tensor]) -> Any:
         """The model's outputs with ``parameters`` in place of its own, buffers untouched."""
@@ -300,7 +301,7 @@ class Problem:
         args = () if isinstance(inputs, Mapping) else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
         kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
         with twice_differentiable():
-            return torch.func.functional_call(self.model, swapped, args, kwargs)
+            return call_with(self.model, swapped, args, kwargs)
 
 
 @contextmanager
