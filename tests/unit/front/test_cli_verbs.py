@@ -86,6 +86,26 @@ def test_plan_writes_nothing_and_speaks_json(folder: Path) -> None:
     assert not target.exists()
 
 
+def test_plan_takes_machines_that_are_not_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("disthess.api.is_device_here", lambda device: device == "cpu")
+    there = ("plan", folder / "run.yaml", "--executor", "ray", "--workers", "64", "--device", "cuda")
+    given, assumed = call(*there, "--tflops", "40"), call(*there)
+    assert given.exit_code == assumed.exit_code == 0, given.output + assumed.output
+    assert "at 40 TFLOP/s per worker, as given" in given.output
+    assert "at 10 TFLOP/s per worker, which is assumed: torch sees no cuda here" in assumed.output
+    for item in ("64 x 1 thread on cuda", "imbalance", "on disk", "This plan took"):
+        assert item in given.output
+    tree = json.loads(call(*there, "--tflops", "40", "--json").stdout)
+    busiest = [0] * 64
+    for tile in tree["tiles"]:
+        busiest[tile["owner"]] += tile["flops"]
+    assert tree["imbalance"] == pytest.approx(64 * max(busiest) / sum(busiest))
+    assert tree["flops_per_second"] == 40e12
+    assert tree["rate"] == "as given"
+    assert tree["seconds"] > 0 < tree["planning_seconds"]
+    assert call(*there, "--tflops", "0").exit_code == 2
+
+
 def test_info_lists_parameters_and_certificate(store: Path) -> None:
     text, tree = call("info", store), json.loads(call("info", store, "--json").stdout)
     assert "2.bias" in text.output
