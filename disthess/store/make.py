@@ -19,11 +19,13 @@ from disthess.store.check_layout import check_layout
 from disthess.store.encode import layout_to_json, to_json
 from disthess.store.layout import Layout
 from disthess.store.ledger import create_ledger
+from disthess.store.raw import check_metadata_size
+from disthess.store.seal import SEAL, sealed
 from disthess.store.zarrays import create_plain, create_root, open_root
 from disthess.units import human_bytes
 
 SCHEMA = 1
-RESERVED_ATTRIBUTES = frozenset({"schema", "dtype", "layout"})
+RESERVED_ATTRIBUTES = frozenset({"schema", "dtype", "layout", SEAL})
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -66,6 +68,7 @@ def open_store_group(path: str | os.PathLike[str], *, writable: bool) -> zarr.Gr
             f"The directory {place} is no store: it has no zarr.json. Give the path of a store that 'disthess run' has "
             f"written (the directory itself, not its parent)."
         )
+    check_metadata_size((place / "zarr.json").stat().st_size, str(place))
     try:
         root = open_root(place, writable=writable)
         schema = root.attrs.asdict().get("schema")
@@ -75,7 +78,7 @@ def open_store_group(path: str | os.PathLike[str], *, writable: bool) -> zarr.Gr
             f"The store {place} cannot be opened: its zarr.json is damaged or is no Zarr group of format 3 "
             f"({first_line(error)}). Compute it again at another path."
         ) from error
-    if not isinstance(schema, int) or not isinstance(layout, Mapping):
+    if not isinstance(schema, int) or schema < 1 or not isinstance(layout, Mapping):
         raise StoreError(f"{place} is a Zarr group, but not one that disthess has written: it says no schema.")
     if schema > SCHEMA:
         raise StoreError(
@@ -93,6 +96,8 @@ def local_path(path: str | os.PathLike[str]) -> Path:
         StoreError: It is a URL.
     """
     text = os.fspath(path)
+    if "\0" in text:
+        raise StoreError(f"The path {text!r} of a store has a zero byte in it. Give a path, such as runs/digits.zarr.")
     if "://" in text:
         raise StoreError(
             f"The store {text} is a URL; stores lie on a file system. Give a path, such as runs/digits.zarr."
@@ -143,7 +148,8 @@ def _create(temporary: Path, layout: Layout, attributes: Mapping[str, Any]) -> N
     taken = RESERVED_ATTRIBUTES.intersection(attributes)
     if taken:
         raise ValueError(f"the attributes {sorted(taken)} are the store's own")
-    root = create_root(temporary, {**fixed, **to_json(attributes)})
+    root = create_root(temporary, sealed({**fixed, **to_json(attributes)}))
+    check_metadata_size((temporary / "zarr.json").stat().st_size, str(temporary))
     for kind in sorted({panel.kind for panel in layout.panels}):
         for part in layout.parts:
             root.require_group(f"{kind}/{part}")

@@ -14,7 +14,9 @@ import numpy as np
 import zarr
 
 from disthess.errors import StoreError
+from disthess.store.check_results import ARRAYS, read_arrays
 from disthess.store.encode import from_json, to_json
+from disthess.store.seal import sealed
 from disthess.store.zarrays import create_root, open_root, write_value
 
 RESERVED = frozenset({"panels", "uses", "ledger", "gradient", "loss", "activations"})
@@ -26,7 +28,10 @@ _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=+-]*")
 def has_result(path: Path, name: str) -> bool:
     """Whether the store at ``path`` has that result."""
     place = path / _checked(name)
-    return (place / "zarr.json").exists() and _MARK in open_root(place, writable=False).attrs
+    try:
+        return (place / "zarr.json").exists() and _MARK in open_root(place, writable=False).attrs
+    except Exception as error:
+        raise _damaged(path, name, error) from error
 
 
 def write_result(path: Path, name: str, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> None:
@@ -51,7 +56,7 @@ def write_result(path: Path, name: str, arrays: Mapping[str, np.ndarray], attrib
             )
     temporary = path / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
-        group = create_root(temporary, {_MARK: to_json(attributes)})
+        group = create_root(temporary, sealed({_MARK: to_json(attributes), ARRAYS: sorted(arrays)}))
         for key, value in arrays.items():
             write_value(group, key, np.asarray(value))
         _require_parents(open_root(path, writable=True), name)
@@ -69,14 +74,11 @@ def read_result(path: Path, name: str) -> tuple[dict[str, np.ndarray], dict[str,
     if not has_result(path, name):
         known = ", ".join(result_names(path)) or "none"
         raise StoreError(f"The store {path} has no result {name!r}; it has: {known}.")
-    group = open_root(path / name, writable=False)
     try:
-        arrays = {key: np.asarray(array[...]) for key, array in group.arrays()}
+        arrays, attributes = read_arrays(open_root(path, writable=False), name)
     except (ValueError, OSError) as error:
-        raise StoreError(
-            f"The result {name!r} of the store {path} is damaged ({error}). Compute it again; its directory may be deleted."
-        ) from error
-    return arrays, dict(from_json(group.attrs.asdict()[_MARK]))
+        raise _damaged(path, name, error) from error
+    return arrays, dict(from_json(attributes))
 
 
 def remove_result(path: Path, name: str) -> None:
@@ -98,6 +100,14 @@ def remove_leftovers(path: Path) -> int:
     for place in left:
         shutil.rmtree(place, ignore_errors=True)
     return len(left)
+
+
+def _damaged(path: Path, name: str, error: Exception) -> StoreError:
+    said = " ".join(str(error).split())[:300] or type(error).__name__
+    return StoreError(
+        f"The result {name!r} of the store {path} is damaged ({said}). Compute it again; 'disthess verify {path} --repair' "
+        f"removes it."
+    )
 
 
 def _walk(path: Path, place: Path) -> Iterator[str]:
