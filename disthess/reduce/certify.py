@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from disthess.errors import StoreError
 from disthess.reduce.arrays import PanelReader
 from disthess.types import Part, Span
 
@@ -49,6 +50,32 @@ class Certificate:
     def vectors(self) -> int:
         """Number of random vectors."""
         return len(self.errors)
+
+
+_WORDS = ("part", "against", "dtype")
+_NUMBERS = ("worst", "symmetry", "tolerance", "seed", "seconds")
+
+
+def certificate_of(values: Mapping[str, Any], name: str, path: str) -> Certificate:
+    """A certificate from what a store keeps of it.
+
+    Raises:
+        StoreError: It is not what `certify` writes.
+    """
+    errors = values.get("errors")
+    is_right = (
+        set(values) == {field.name for field in dataclasses.fields(Certificate)}
+        and isinstance(errors, list)
+        and all(isinstance(values[key], str) for key in _WORDS)
+        and all(isinstance(entry, (int, float)) for entry in [*errors, *(values[key] for key in _NUMBERS)])
+        and isinstance(values["passed"], bool)
+    )
+    if not is_right:
+        raise StoreError(
+            f"The result {name!r} of the store {path} is no certificate. It is damaged, or disthess has not written it; remove "
+            f"its directory and run again, which writes it anew."
+        )
+    return Certificate(**{**values, "errors": tuple(errors or ())})
 
 
 def certify(

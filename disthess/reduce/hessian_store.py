@@ -14,7 +14,7 @@ from disthess.errors import ConfigError, StoreError
 from disthess.linalg.operator import AbstractSymmetricOperator, to_scipy
 from disthess.reduce.activations import ActivationBlocks, ActivationReader
 from disthess.reduce.arrays import PanelReader, lazy_block, lazy_matrix
-from disthess.reduce.certify import Certificate
+from disthess.reduce.certify import Certificate, certificate_of
 from disthess.reduce.norms import BlockTable, block_table
 from disthess.reduce.operator import StoreOperator
 from disthess.reduce.pairs import PairOf, PairTable, ParameterBlocks, pair_table
@@ -268,5 +268,4 @@ class HessianStore:
         name = f"certificate/{part}"
         if not self.store.has_result(name):
             return None
-        values = self.store.read_result(name)[1]
-        return Certificate(**{**values, "errors": tuple(values["errors"])})
+        return certificate_of(self.store.read_result(name)[1], name, self.path)

@@ -11,42 +11,50 @@ from typing import Any, final
 import numpy as np
 import zarr
 
+from disthess.errors import StoreError
 from disthess.store.layout import TileRecord
+from disthess.store.metadata import checked_array, group_trouble, ledger_arrays
+from disthess.store.raw import Objects
+from disthess.store.seal import identity_of, sealed
 from disthess.store.zarrays import create_plain
 
 MISSING = 0
 DONE = 1
 QUARANTINED = 2
 
-_FIELDS: tuple[tuple[str, str], ...] = (
-    ("checksum", "uint32"),
-    ("seconds", "float64"),
-    ("written_bytes", "int64"),
-    ("peak_bytes", "int64"),
-    ("worker", "int32"),
-    ("state", "uint8"),
-)
-_CHUNK = 8192
-
 
 def create_ledger(root: zarr.Group, tiles: int) -> None:
     """Create the ledger's arrays inside the root group; every tile is missing, and nothing is reduced."""
-    ledger = root.create_group("ledger", attributes={"quarantined": {}, "reduced": False, "split": {}})
-    for name, dtype in _FIELDS:
-        create_plain(ledger, name, (tiles,), np.dtype(dtype), (min(_CHUNK, max(1, tiles)),), 0)
+    fresh = {"quarantined": {}, "reduced": False, "split": {}, "identity": identity_of(root.attrs.asdict())}
+    root.create_group("ledger", attributes=sealed(fresh))
+    for path, form in ledger_arrays(tiles).items():
+        create_plain(root, path, form.shape, np.dtype(form.dtype), form.chunks, form.fill)
 
 
 @final
 class Ledger:
-    """Which tiles are done, with checksums and costs; read from the disk each time, since workers and driver share it."""
+    """Which tiles are done, with checksums and costs; read from the disk each time, since workers and driver share it.
 
-    def __init__(self, root: zarr.Group) -> None:
+    Args:
+        root: The store's group.
+        tiles: Number of tiles in its layout.
+    """
+
+    def __init__(self, root: zarr.Group, tiles: int) -> None:
         self._root = root
+        self._forms = ledger_arrays(tiles)
         self._arrays: dict[str, Any] = {}
 
     def read(self, field: str) -> np.ndarray:
-        """One column, ``[tiles]``, as it is on disk now."""
-        return np.asarray(self._array(field)[:])
+        """One column, ``[tiles]``, as it is on disk now.
+
+        Raises:
+            StoreError: It cannot be read.
+        """
+        try:
+            return np.asarray(self._array(field)[:])
+        except (ValueError, OSError) as error:
+            raise self._damage(f"the column {field}", error) from error
 
     def mark(self, records: Sequence[TileRecord]) -> None:
         """Mark tiles done; their data must have been written before."""
@@ -114,16 +122,46 @@ class Ledger:
         )
 
     def _attributes(self) -> dict[str, Any]:
-        return self._group().attrs.asdict()
+        try:
+            value = Objects(self._root).json("ledger/zarr.json")
+            trouble = group_trouble(value) or attributes_trouble(value["attributes"])
+            if trouble:
+                raise ValueError(trouble)
+        except (ValueError, OSError) as error:
+            raise self._damage("what it says of the whole", error) from error
+        return dict(value["attributes"])
 
     def _update(self, values: dict[str, Any]) -> None:
-        self._group().attrs.update(values)
+        attributes = sealed({**self._attributes(), **values})
+        self._group().attrs.update(attributes)
 
     def _array(self, field: str) -> Any:
         if field not in self._arrays:
-            self._arrays[field] = self._root[f"ledger/{field}"]
+            path = f"ledger/{field}"
+            self._arrays[field] = checked_array(self._root, path, self._forms[path])
         return self._arrays[field]
+
+    def _damage(self, what: str, error: Exception) -> StoreError:
+        path = str(self._root.store_path).removeprefix("file://")
+        said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        return StoreError(
+            f"The ledger of the store {path} is damaged: {what} cannot be read ({said}). Run 'disthess verify {path} "
+            f"--repair', which writes it again from the stored data."
+        )
 
     def _set(self, field: str, index: np.ndarray, values: list[Any]) -> None:
         array = self._array(field)
         array.oindex[index] = np.asarray(values, dtype=array.dtype)
+
+
+def attributes_trouble(value: dict[str, Any]) -> str:
+    """What is wrong with the attributes of the ledger's group; empty where nothing is."""
+    messages = value.get("quarantined", {})
+    if not isinstance(value.get("reduced", False), bool):
+        return "reduced is neither true nor false"
+    if not isinstance(messages, dict) or not all(
+        isinstance(tile, str) and tile.isascii() and tile.isdecimal() and len(tile) < 12 and isinstance(text, str)
+        for tile, text in messages.items()
+    ):
+        return "quarantined does not map tiles to messages"
+    return ""

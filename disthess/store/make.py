@@ -18,11 +18,13 @@ from disthess.store.encode import layout_to_json, to_json
 from disthess.store.layout import Layout
 from disthess.store.ledger import create_ledger
 from disthess.store.place import ROOT, AbstractPlace, first_line, place_of
+from disthess.store.raw import Objects, check_metadata_size
+from disthess.store.seal import SEAL, sealed
 from disthess.store.zarrays import create_plain, create_root, open_group
 from disthess.units import human_bytes
 
 SCHEMA = 1
-RESERVED_ATTRIBUTES = frozenset({"schema", "dtype", "layout"})
+RESERVED_ATTRIBUTES = frozenset({"schema", "dtype", "layout", SEAL})
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -52,6 +54,7 @@ def open_store_group(place: AbstractPlace, *, writable: bool) -> zarr.Group:
         StoreError: Nothing is there, it is no store, damaged, of a newer schema, or not writable.
     """
     place.check_group()
+    check_metadata_size(Objects(place.zarr_store(writable=False)).nbytes(ROOT), place.name)
     try:
         root = open_group(place, writable=writable)
         schema = root.attrs.asdict().get("schema")
@@ -63,7 +66,7 @@ def open_store_group(place: AbstractPlace, *, writable: bool) -> zarr.Group:
             f"The store {place.name} cannot be opened: its zarr.json is damaged or is no Zarr group of format 3 "
             f"({first_line(error)}). Compute it again at another path."
         ) from error
-    if not isinstance(schema, int) or not isinstance(layout, Mapping):
+    if not isinstance(schema, int) or schema < 1 or not isinstance(layout, Mapping):
         raise StoreError(f"{place.name} is a Zarr group, but not one that disthess has written: it says no schema.")
     if schema > SCHEMA:
         raise StoreError(
@@ -111,7 +114,8 @@ def _create(store: ZarrStore, layout: Layout, attributes: Mapping[str, Any]) -> 
     taken = RESERVED_ATTRIBUTES.intersection(attributes)
     if taken:
         raise ValueError(f"the attributes {sorted(taken)} are the store's own")
-    root = create_root(store, {**fixed, **to_json(attributes)})
+    root = create_root(store, sealed({**fixed, **to_json(attributes)}))
+    check_metadata_size(Objects(store).nbytes(ROOT), "to be made")
     for kind in sorted({panel.kind for panel in layout.panels}):
         for part in layout.parts:
             root.require_group(f"{kind}/{part}")

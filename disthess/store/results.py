@@ -11,8 +11,10 @@ import zarr
 from zarr.abc.store import Store as ZarrStore
 
 from disthess.errors import StoreError
+from disthess.store.check_results import ARRAYS, read_arrays
 from disthess.store.encode import from_json, to_json
 from disthess.store.place import ROOT, AbstractPlace
+from disthess.store.seal import sealed
 from disthess.store.zarrays import create_root, open_group, write_value
 
 RESERVED = frozenset({"panels", "uses", "ledger", "gradient", "loss", "activations"})
@@ -22,7 +24,11 @@ _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=+-]*")
 
 def has_result(place: AbstractPlace, name: str) -> bool:
     """Whether the store at ``place`` has that result."""
-    return place.has(f"{_checked(name)}/{ROOT}") and _MARK in open_group(place, writable=False, name=name).attrs
+    checked = _checked(name)
+    try:
+        return place.has(f"{checked}/{ROOT}") and _MARK in open_group(place, writable=False, name=name).attrs
+    except Exception as error:
+        raise _damaged(place.name, name, error) from error
 
 
 def write_result(
@@ -48,7 +54,7 @@ def write_result(
             )
 
     def build(store: ZarrStore) -> None:
-        group = create_root(store, {_MARK: to_json(attributes)})
+        group = create_root(store, sealed({_MARK: to_json(attributes), ARRAYS: sorted(arrays)}))
         for key, value in arrays.items():
             write_value(group, key, np.asarray(value))
 
@@ -65,15 +71,11 @@ def read_result(place: AbstractPlace, name: str) -> tuple[dict[str, np.ndarray],
     if not has_result(place, name):
         known = ", ".join(result_names(place)) or "none"
         raise StoreError(f"The store {place.name} has no result {name!r}; it has: {known}.")
-    group = open_group(place, writable=False, name=name)
     try:
-        arrays = {key: np.asarray(array[...]) for key, array in group.arrays()}
+        arrays, attributes = read_arrays(open_group(place, writable=False), name)
     except (ValueError, OSError) as error:
-        raise StoreError(
-            f"The result {name!r} of the store {place.name} is damaged ({error}). Compute it again; its directory may be "
-            f"deleted."
-        ) from error
-    return arrays, dict(from_json(group.attrs.asdict()[_MARK]))
+        raise _damaged(place.name, name, error) from error
+    return arrays, dict(from_json(attributes))
 
 
 def remove_result(place: AbstractPlace, name: str) -> None:
@@ -90,6 +92,14 @@ def result_names(place: AbstractPlace) -> tuple[str, ...]:
 def remove_leftovers(place: AbstractPlace) -> int:
     """Remove what killed writers left; returns how many. Only while nobody writes."""
     return place.remove_leftovers([name for name, whole in _walk(place, "") if not whole])
+
+
+def _damaged(path: str, name: str, error: Exception) -> StoreError:
+    said = " ".join(str(error).split())[:300] or type(error).__name__
+    return StoreError(
+        f"The result {name!r} of the store {path} is damaged ({said}). Compute it again; 'disthess verify {path} --repair' "
+        f"removes it."
+    )
 
 
 def _walk(place: AbstractPlace, name: str) -> Iterator[tuple[str, bool]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast, final
+from typing import Any, final
 
 import numpy as np
 import zarr
@@ -17,12 +17,15 @@ import zarr
 from disthess.errors import StoreError
 from disthess.store import results
 from disthess.store.damage import describe_damage, find_damaged, find_missing
-from disthess.store.encode import from_json, layout_from_json, to_json
+from disthess.store.encode import from_json, to_json
+from disthess.store.hostile import trusted_layout
 from disthess.store.layout import Attributes, Layout, PanelSpec, Tile, TileRecord
 from disthess.store.ledger import DONE, Ledger
 from disthess.store.lock import StoreLock
 from disthess.store.make import RESERVED_ATTRIBUTES, make_store, open_store_group, writing
+from disthess.store.metadata import arrays_of, checked_array, read_whole
 from disthess.store.place import AbstractPlace, first_line, place_of
+from disthess.store.seal import SEAL, sealed
 from disthess.store.verify import VerifyReport, verify_store
 from disthess.store.zarrays import checksum_rows
 from disthess.types import Part, Span
@@ -42,10 +45,11 @@ class Store:
         self._root = root
         self._writable = writable
         attributes = root.attrs.asdict()
-        self._layout = layout_from_json(attributes["layout"])  # type: ignore[arg-type]
+        self._layout = trusted_layout(attributes, self.path)
         panels = {(panel.kind, panel.index): panel for panel in self._layout.panels}
         self._outputs = {source: tuple(panels[key] for key in keys) for source, keys in self._layout.outputs}
-        self._ledger = Ledger(root)
+        self._ledger = Ledger(root, len(self._layout.tiles))
+        self._forms = arrays_of(self._layout)
         self._arrays: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,9 +99,14 @@ class Store:
         return self._layout
 
     @property
+    def root(self) -> zarr.Group:
+        """The zarr group, for what checks and mends below the level of tiles."""
+        return self._root
+
+    @property
     def attributes(self) -> Attributes:
         """The group's attributes, without the layout: schema, dtype, fingerprint, config, versions ..."""
-        return {key: from_json(value) for key, value in self._root.attrs.asdict().items() if key != "layout"}
+        return {key: from_json(value) for key, value in self._root.attrs.asdict().items() if key not in ("layout", SEAL)}
 
     def set_attributes(self, **values: Any) -> None:
         """Set attributes of the group (driver only).
@@ -110,7 +119,7 @@ class Store:
         if taken:
             raise StoreError(f"The attributes {', '.join(sorted(taken))} of a store cannot be changed.")
         with writing(self.path, "attributes", 0):
-            self._root.attrs.update(to_json(values))
+            self._root.attrs.update(sealed({**self._root.attrs.asdict(), **to_json(values)}))
 
     # -- panels
 
@@ -127,7 +136,13 @@ class Store:
                     f"The store {self.path} holds {', '.join(self._layout.parts)}, not {part!r}. Compute a store with "
                     f"that part, or ask for one of those."
                 )
-            self._arrays[name] = self._root[name]
+            try:
+                self._arrays[name] = checked_array(self._root, name, self._forms[name])
+            except (ValueError, OSError) as error:
+                raise StoreError(
+                    f"The array {name} of the store {self.path} cannot be used: of its zarr.json, {first_line(error)}. Run "
+                    f"'disthess verify {self.path} --repair', which writes that file again."
+                ) from error
         return self._arrays[name]
 
     def read(self, panel: PanelSpec, part: Part, rows: Span, columns: Span) -> np.ndarray:
@@ -382,11 +397,11 @@ class Store:
     def _write_plain(self, name: str, value: np.ndarray) -> None:
         self._check_writable()
         with writing(self.path, name, value.nbytes):
-            cast("Any", self._root[name])[...] = value
+            checked_array(self._root, name, self._forms[name])[...] = value
 
     def _read_plain(self, name: str) -> np.ndarray:
         try:
-            value = np.asarray(cast("Any", self._root[name])[...])
+            value = read_whole(self._root, name, self._forms[name])
         except (ValueError, OSError) as error:
             raise StoreError(f"The {name} in the store {self.path} is damaged ({first_line(error)}).") from error
         if np.isnan(value).any():

@@ -130,6 +130,8 @@ class StoreSuite:
 
     def test_a_flipped_byte_is_found_and_repaired(self, store: Store, place: Path) -> None:
         write(store, *range(len(self.layout.tiles)))
+        store.write_loss(1.0)
+        store.write_gradient(np.zeros(23))
         store.mark_reduced()
         store.write_result("certificate/ggn", {"errors": np.zeros(2)}, {})
         store.write_result("spectrum/a", {"values": np.zeros(2)}, {})

@@ -1,0 +1,93 @@
+"""The objects of a store by their keys, whatever it lies on: what checks and mends below the level of arrays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any, final
+
+import zarr
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from disthess.errors import StoreError
+
+MOST_METADATA_BYTES = 64 << 20
+"""Largest ``zarr.json`` that is read: a layout of about a million tiles."""
+
+
+@final
+class Objects:
+    """Keys below a group: plain reads and writes of whole objects.
+
+    Args:
+        root: The store's group.
+    """
+
+    def __init__(self, root: zarr.Group) -> None:
+        self._store: Any = root.store
+        self._prefix = f"{root.path}/" if root.path else ""
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object of that name."""
+        return bool(sync(self._store.exists(self._prefix + key)))
+
+    def nbytes(self, key: str) -> int:
+        """Its size; -1 where it is not there."""
+        try:
+            return int(sync(self._store.getsize(self._prefix + key)))
+        except (FileNotFoundError, NotADirectoryError):
+            return -1
+
+    def json(self, key: str) -> Any:
+        """Its value as JSON.
+
+        Raises:
+            ValueError: It is not there, larger than any that disthess writes, or no JSON.
+        """
+        size = self.nbytes(key)
+        if size < 0:
+            raise ValueError("it is not there")
+        if size > MOST_METADATA_BYTES:
+            raise ValueError(f"it has {size:,} bytes, more than any that disthess writes")
+        found = sync(self._store.get(self._prefix + key, default_buffer_prototype()))
+        if found is None:
+            raise ValueError("it is not there")
+        try:
+            return json.loads(found.to_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"it is no JSON ({type(error).__name__})") from error
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write or replace an object."""
+        sync(self._store.set(self._prefix + key, default_buffer_prototype().buffer.from_bytes(data)))
+
+    def delete(self, key: str) -> None:
+        """Remove an object, if it is there."""
+        if self.exists(key):
+            sync(self._store.delete(self._prefix + key))
+
+    def delete_below(self, key: str) -> None:
+        """Remove everything below a name."""
+        sync(self._store.delete_dir(self._prefix + key))
+
+    def children(self, key: str) -> list[str]:
+        """Names right below a name, sorted: objects and what has objects below it."""
+        return sorted(name.rstrip("/") for name in sync(_collect(self._store.list_dir((self._prefix + key).rstrip("/")))))
+
+
+def check_metadata_size(nbytes: int, path: str) -> None:
+    """Refuse a ``zarr.json`` larger than any that is read.
+
+    Raises:
+        StoreError: It is.
+    """
+    if nbytes > MOST_METADATA_BYTES:
+        raise StoreError(
+            f"The zarr.json of the store {path} has {nbytes:,} bytes, and {MOST_METADATA_BYTES:,} are allowed: about "
+            f"400,000 tiles. Select fewer parameters, or split them over several stores."
+        )
+
+
+async def _collect(names: AsyncIterator[str]) -> list[str]:
+    return [name async for name in names]
