@@ -75,8 +75,8 @@ def plan(problem: Problem, *, path: str | os.PathLike[str] | None = None, **opti
     Raises:
         DisthessError: As `compute`, before it starts.
     """
-    prepared = prepare(problem, _options(options))
-    check_fits(prepared.plan, _options(options), path)
+    prepared = prepare(problem, options_of(options))
+    check_fits(prepared.plan, options_of(options), path)
     return prepared.plan
 
 
@@ -121,7 +121,7 @@ def compute(
         Interrupted: A signal stopped the run; running again resumes.
         CertificateError: The result disagrees with Hessian-vector products of the eager model.
     """
-    chosen = _options(options)
+    chosen = options_of(options)
     prepared = prepare(problem, chosen)
     return run_prepared(prepared, chosen, path, seed=seed, progress=progress, certify=certify)
 
@@ -241,18 +241,23 @@ def run_prepared(
         check_fits(prepared.plan, options, place)
     with StoreLock(place):
         store = _open_or_create(place, prepared.plan, identity, options.sections)
-        _compute_missing(store, prepared, options, progress)
-        if not store.is_reduced():
-            reduce_shared(store)
-            loss, gradient = hvp.gradient(prepared.problem, prepared.names)
-            store.write_loss(loss)
-            store.write_gradient(gradient.double().numpy())
-            store.set_attributes(kinks=_kinks(prepared))
-            store.mark_reduced()
-        result = HessianStore(store)
-        if certify:
-            certify_run(result, prepared, seed)
-        return result
+        compute_tiles(store, prepared, options, progress, store.missing_tiles())
+        return finish(store, prepared, seed=seed, certify=certify)
+
+
+def finish(store: Store, prepared: Prepared, *, seed: int, certify: bool = True) -> HessianStore:
+    """What follows the tiles, where it has not been done: sums over uses, loss, gradient, kinks, certificates."""
+    if not store.is_reduced():
+        reduce_shared(store)
+        loss, gradient = hvp.gradient(prepared.problem, prepared.names)
+        store.write_loss(loss)
+        store.write_gradient(gradient.double().numpy())
+        store.set_attributes(kinks=_kinks(prepared))
+        store.mark_reduced()
+    result = HessianStore(store)
+    if certify:
+        certify_run(result, prepared, seed)
+    return result
 
 
 def products_speed(plan: Plan) -> float:
@@ -302,7 +307,8 @@ def _kinks(prepared: Prepared) -> list[dict[str, Any]] | None:
     return [dataclasses.asdict(report) for report in found]
 
 
-def _options(given: dict[str, Any]) -> Options:
+def options_of(given: dict[str, Any]) -> Options:
+    """Keyword arguments of `compute` as a value; an unknown one is refused."""
     known = {field.name for field in dataclasses.fields(Options)}
     unknown = sorted(set(given) - known)
     if unknown:
@@ -310,26 +316,30 @@ def _options(given: dict[str, Any]) -> Options:
     return Options(**given)
 
 
+def root_attributes(plan: Plan, identity: dict[str, Any], sections: Mapping[str, str]) -> dict[str, Any]:
+    """What a new store says of itself, beside its layout."""
+    return {
+        "fingerprint": identity,
+        "title": plan.title,
+        "method": plan.method,
+        "method_reason": plan.method_reason,
+        "independence": plan.independence,
+        "sharing": plan.sharing,
+        "samples": plan.samples,
+        "batches": plan.batches,
+        "sections": dict(sections),
+        "projected_flops": plan.flops,
+        "projected_product_flops": plan.product_flops,
+        "projected_peak_bytes": plan.peak_bytes,
+        "projected_disk_bytes": plan.disk_bytes,
+    }
+
+
 def _open_or_create(path: str, plan: Plan, identity: dict[str, Any], sections: Mapping[str, str]) -> Store:
     if not Path(path).exists():
-        attributes = {
-            "fingerprint": identity,
-            "title": plan.title,
-            "method": plan.method,
-            "method_reason": plan.method_reason,
-            "independence": plan.independence,
-            "sharing": plan.sharing,
-            "samples": plan.samples,
-            "batches": plan.batches,
-            "sections": dict(sections),
-            "projected_flops": plan.flops,
-            "projected_product_flops": plan.product_flops,
-            "projected_peak_bytes": plan.peak_bytes,
-            "projected_disk_bytes": plan.disk_bytes,
-        }
-        return Store.create(path, plan.layout, attributes)
+        return Store.create(path, plan.layout, root_attributes(plan, identity, sections))
     store = Store.open(path, writable=True)
-    differing = differences(store.attributes["fingerprint"], identity)
+    differing = differences(store.attributes.get("fingerprint", {}), identity)
     if not differing and sections and store.attributes.get("sections") != dict(sections):
         store.set_attributes(sections=dict(sections))
     if differing:
@@ -359,12 +369,19 @@ def _job(store: Store, prepared: Prepared) -> AbstractJob:
     return AutogradJob(prepared.problem, plan.layout, plan.sources, path)
 
 
-def _compute_missing(store: Store, prepared: Prepared, options: Options, progress: bool | None) -> None:
-    missing = set(store.missing_tiles())
-    if not missing:
+def compute_tiles(
+    store: Store, prepared: Prepared, options: Options, progress: bool | None, wanted: Sequence[int]
+) -> None:
+    """Compute the tiles with these numbers, and mark them done.
+
+    Raises:
+        ExecutionError: Tiles failed for good.
+        Interrupted: A signal stopped it.
+    """
+    numbers, plan = set(wanted), prepared.plan
+    tiles = [tile for tile in plan.layout.tiles if tile.index in numbers]
+    if not tiles:
         return
-    plan = prepared.plan
-    tiles = [tile for tile in plan.layout.tiles if tile.index in missing]
     with stop_on_signals() as stop:
         marks = LedgerMarks(store, make_progress(progress))
         outcome = _executor(plan, options).run(_job(store, prepared), tiles, marks, stop)

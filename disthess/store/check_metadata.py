@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING
 
 from disthess.store.found import Damage
 from disthess.store.ledger import attributes_trouble
-from disthess.store.metadata import arrays_of, checked_array, group_trouble, groups_of, write_array_metadata
-from disthess.store.metadata import write_group_metadata
+from disthess.store.metadata import (
+    arrays_of,
+    checked_array,
+    group_trouble,
+    groups_of,
+    write_array_metadata,
+    write_group_metadata,
+)
 from disthess.store.raw import Objects
 from disthess.store.seal import identity_of, is_unbroken, sealed
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, final
 
 import numpy as np
 import zarr
@@ -89,7 +89,9 @@ class Store:
     @property
     def attributes(self) -> Attributes:
         """The group's attributes, without the layout: schema, dtype, fingerprint, config, versions ..."""
-        return {key: from_json(value) for key, value in self._root.attrs.asdict().items() if key not in ("layout", SEAL)}
+        return {
+            key: from_json(value) for key, value in self._root.attrs.asdict().items() if key not in ("layout", SEAL)
+        }
 
     def set_attributes(self, **values: Any) -> None:
         """Set attributes of the group (driver only).

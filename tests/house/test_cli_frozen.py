@@ -19,7 +19,7 @@ PROMISED = {
     "compare": {"config", "--rank", "--folder", "--threads", "--plot", "--json"},
     "kronecker": {"store", "layers", "--config", "--part", "--out", "--json"},
     "stopping": {"config", "--store", "--tolerance", "--json"},
-    "verify": {"store", "--repair", "--json"},
+    "verify": {"store", "--repair", "--config", "--json"},
 }
 
 
