@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from disthess.factors import save_factors as save_factors
     from disthess.problem import Problem as Problem
     from disthess.reduce.ray_cluster import dask_cluster as dask_cluster
+    from disthess.repair import repair as repair
     from disthess.sections import attention_sections as attention_sections
     from disthess.steps import newton as newton
     from disthess.steps import stopping_report as stopping_report
@@ -63,6 +64,7 @@ _HOMES = {
     "stopping_report": "disthess.steps",
     "attention_sections": "disthess.sections",
     "dask_cluster": "disthess.reduce.ray_cluster",
+    "repair": "disthess.repair",
 }
 
 __all__ = [
@@ -89,6 +91,7 @@ __all__ = [
     "stopping_report",
     "attention_sections",
     "dask_cluster",
+    "repair",
     "__version__",
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from disthess import hvp
@@ -68,7 +68,7 @@ def plan(problem: Problem, *, path: str | os.PathLike[str] | None = None, **opti
     Raises:
         DisthessError: As `compute`, before it starts.
     """
-    chosen = _options(options)
+    chosen = options_of(options)
     made = prepare(problem, chosen, planning=True).plan
     elsewhere = bool(made.not_checked) or chosen.address is not None or not is_device_here(made.device)
     check_fits(made, chosen, None if elsewhere else path, here=not elsewhere)
@@ -118,7 +118,7 @@ def compute(
         Interrupted: A signal stopped the run; running again resumes.
         CertificateError: The result disagrees with Hessian-vector products of the eager model.
     """
-    chosen = _options(options)
+    chosen = options_of(options)
     prepared = prepare(problem, chosen)
     return run_prepared(prepared, chosen, path, seed=seed, progress=progress, certify=certify, client=client)
 
@@ -141,19 +141,25 @@ def run_prepared(
     with StoreLock(place) as lease:
         store = _open_or_create(place, prepared.plan, identity, options.sections)
         store.hold(lease)
-        _compute_missing(store, prepared, options, progress)
-        if not store.is_reduced():
-            reduce_shared(store, client)
-            loss, gradient = hvp.gradient(prepared.problem, prepared.names)
-            store.write_loss(loss)
-            store.write_gradient(gradient.double().numpy())
-            store.set_attributes(kinks=_kinks(prepared))
-            store.mark_reduced()
-        result = HessianStore(store)
-        if certify:
-            certify_run(result, prepared, seed)
+        compute_tiles(store, prepared, options, progress, store.missing_tiles())
+        result = finish(store, prepared, seed=seed, certify=certify, client=client)
         store.hold(None)
         return result
+
+
+def finish(store: Store, prepared: Prepared, *, seed: int, certify: bool = True, client: Any = None) -> HessianStore:
+    """What follows the tiles, where it has not been done: sums over uses, loss, gradient, kinks, certificates."""
+    if not store.is_reduced():
+        reduce_shared(store, client)
+        loss, gradient = hvp.gradient(prepared.problem, prepared.names)
+        store.write_loss(loss)
+        store.write_gradient(gradient.double().numpy())
+        store.set_attributes(kinks=_kinks(prepared))
+        store.mark_reduced()
+    result = HessianStore(store)
+    if certify:
+        certify_run(result, prepared, seed)
+    return result
 
 
 def products_speed(plan: Plan, given: float | None = None) -> tuple[float, str]:
@@ -220,7 +226,8 @@ def _kinks(prepared: Prepared) -> list[dict[str, Any]] | None:
     return [dataclasses.asdict(report) for report in found]
 
 
-def _options(given: dict[str, Any]) -> Options:
+def options_of(given: dict[str, Any]) -> Options:
+    """Keyword arguments of `compute` as a value; an unknown one is refused."""
     known = {field.name for field in dataclasses.fields(Options)}
     unknown = sorted(set(given) - known)
     if unknown:
@@ -228,26 +235,30 @@ def _options(given: dict[str, Any]) -> Options:
     return Options(**given)
 
 
+def root_attributes(plan: Plan, identity: dict[str, Any], sections: Mapping[str, str]) -> dict[str, Any]:
+    """What a new store says of itself, beside its layout."""
+    return {
+        "fingerprint": identity,
+        "title": plan.title,
+        "method": plan.method,
+        "method_reason": plan.method_reason,
+        "independence": plan.independence,
+        "sharing": plan.sharing,
+        "samples": plan.samples,
+        "batches": plan.batches,
+        "sections": dict(sections),
+        "projected_flops": plan.flops,
+        "projected_product_flops": plan.product_flops,
+        "projected_peak_bytes": plan.peak_bytes,
+        "projected_disk_bytes": plan.disk_bytes,
+    }
+
+
 def _open_or_create(place: AbstractPlace, plan: Plan, identity: dict[str, Any], sections: Mapping[str, str]) -> Store:
     if not place.exists():
-        attributes = {
-            "fingerprint": identity,
-            "title": plan.title,
-            "method": plan.method,
-            "method_reason": plan.method_reason,
-            "independence": plan.independence,
-            "sharing": plan.sharing,
-            "samples": plan.samples,
-            "batches": plan.batches,
-            "sections": dict(sections),
-            "projected_flops": plan.flops,
-            "projected_product_flops": plan.product_flops,
-            "projected_peak_bytes": plan.peak_bytes,
-            "projected_disk_bytes": plan.disk_bytes,
-        }
-        return Store.create(place, plan.layout, attributes)
+        return Store.create(place, plan.layout, root_attributes(plan, identity, sections))
     store = Store.open(place, writable=True)
-    differing = differences(store.attributes["fingerprint"], identity)
+    differing = differences(store.attributes.get("fingerprint", {}), identity)
     if not differing and sections and store.attributes.get("sections") != dict(sections):
         store.set_attributes(sections=dict(sections))
     if differing:
@@ -277,12 +288,19 @@ def _job(store: Store, prepared: Prepared) -> AbstractJob:
     return AutogradJob(prepared.problem, plan.layout, plan.sources, path)
 
 
-def _compute_missing(store: Store, prepared: Prepared, options: Options, progress: bool | None) -> None:
-    missing = set(store.missing_tiles())
-    if not missing:
+def compute_tiles(
+    store: Store, prepared: Prepared, options: Options, progress: bool | None, wanted: Sequence[int]
+) -> None:
+    """Compute the tiles with these numbers, and mark them done.
+
+    Raises:
+        ExecutionError: Tiles failed for good.
+        Interrupted: A signal stopped it.
+    """
+    numbers, plan = set(wanted), prepared.plan
+    tiles = [tile for tile in plan.layout.tiles if tile.index in numbers]
+    if not tiles:
         return
-    plan = prepared.plan
-    tiles = [tile for tile in plan.layout.tiles if tile.index in missing]
     with stop_on_signals() as stop:
         marks = LedgerMarks(store, make_progress(progress))
         outcome = _executor(plan, options).run(_job(store, prepared), tiles, marks, stop)

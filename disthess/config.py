@@ -16,6 +16,7 @@ there is looked for beside the run file as well.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
@@ -27,7 +28,16 @@ from disthess.errors import ConfigError
 from disthess.loading import Checkpoint, Source
 from disthess.types import DType, Part
 
-Count = Annotated[int, pydantic.Field(ge=1)]
+Count = Annotated[int, pydantic.Field(ge=1, le=1_000_000)]
+
+MOST_BYTES = 1 << 20
+"""Largest run file."""
+
+MOST_NODES = 100_000
+"""Most values in one, each alias counted as what it stands for: a few lines of aliases can stand for billions."""
+
+MOST_DEPTH = 50
+"""Deepest nesting in one."""
 
 
 class _Section(pydantic.BaseModel):
@@ -72,9 +82,9 @@ class ComputeSection(_Section):
     activations: str | list[str] | None = None
     activations_per_sample: bool = False
     sections: dict[str, str] = pydantic.Field(default_factory=dict)
-    memory_gib: Annotated[float, pydantic.Field(gt=0)] | None = None
+    memory_gib: Annotated[float, pydantic.Field(gt=0, le=2**40, allow_inf_nan=False)] | None = None
     address: str | None = None
-    seed: Annotated[int, pydantic.Field(ge=0)] = 0
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0
 
 
 @final
@@ -160,18 +170,63 @@ def load(path: str | Path) -> RunConfig:
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open("rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
+        text = data.decode("utf-8")
     except FileNotFoundError as error:
         raise ConfigError(
             f"there is no run file {file}. Give the path of a YAML file, for example configs/digits_mlp.yaml."
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"the run file {file} cannot be read: {error}. Give the path of a YAML text file.") from error
+    if len(data) > MOST_BYTES:
+        raise ConfigError(f"the run file {file} has more than {MOST_BYTES:,} bytes. Give the path of a YAML run file.")
     try:
-        tree = yaml.load(text, Loader=_UniqueKeyLoader)
+        tree = _tree(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not YAML: {_yaml_trouble(error)}. Mend that line.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file} is nested too deeply. Write it with fewer levels.") from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        # PyYAML's constructors raise these for numbers and dates that are none, such as 2020-13-45.
+        said = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{file} holds a value that cannot be read ({said}). Put texts in quotes.") from error
     return parse(tree, str(file))
+
+
+def _tree(text: str) -> Any:
+    """The values of a YAML text, once their number and depth, aliases followed, are known to be small."""
+    loader = _UniqueKeyLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _measure(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Values and depth of a node, each node once; refuses too many, too deep, and a node inside itself."""
+    if id(node) in known:
+        count, depth = known[id(node)]
+        if count < 0:
+            raise yaml.constructor.ConstructorError(None, None, "a value contains itself", node.start_mark)
+        return count, depth
+    known[id(node)] = (-1, 0)
+    inner = node.value if isinstance(node, (yaml.SequenceNode, yaml.MappingNode)) else ()
+    sizes = [_measure(entry, known) for pair in inner for entry in (pair if isinstance(pair, tuple) else (pair,))]
+    count, depth = 1 + sum(size for size, _ in sizes), 1 + max((below for _, below in sizes), default=0)
+    if count > MOST_NODES or depth > MOST_DEPTH:
+        what = (
+            f"more than {MOST_NODES:,} values, aliases counted"
+            if count > MOST_NODES
+            else f"nested over {MOST_DEPTH} deep"
+        )
+        raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+    known[id(node)] = (count, depth)
+    return count, depth
 
 
 def parse(tree: Any, place: str) -> RunConfig:
@@ -211,7 +266,14 @@ def _sentence(entry: dict[str, Any]) -> str:
     if entry["type"] == "missing":
         return f"the key {key!r} is missing in {where}"
     value = entry["input"]
-    return f"{'.'.join(map(str, location))} is {value!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
+    return f"{'.'.join(map(str, location))} is {_shown(value)}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a number of more than 60 digits"
+    text = reprlib.repr(value) if isinstance(value, (list, dict, set, tuple)) else repr(value)
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _model_at(section: list[Any]) -> type[pydantic.BaseModel]:

@@ -68,7 +68,7 @@ VERBS: dict[Callable[..., None], str] = {
     "`disthess kronecker runs/digits_mlp.zarr 0 2 --config configs/digits_mlp.yaml --out factors`",
     runs.compare: "Example: `disthess compare configs/digits_mlp.yaml --rank 50 --plot compare.png`",
     runs.verify: "Examples: `disthess verify runs/digits_mlp.zarr`; after damage, `disthess verify "
-    "runs/digits_mlp.zarr --repair` and `disthess run` again.",
+    "runs/digits_mlp.zarr --repair --config configs/digits_mlp.yaml`",
 }
 """Every verb, in the order of the help, and how it is used."""
 

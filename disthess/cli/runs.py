@@ -25,6 +25,7 @@ from disthess.cli.options import (
     print_json,
     settings_of,
 )
+from disthess.errors import ConfigError
 from disthess.units import human_bytes, human_seconds
 
 
@@ -100,19 +101,32 @@ def run(
 def verify(
     store: StoreArgument,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Mark damaged tiles as missing, so that running again computes them.")
+        bool, typer.Option("--repair", help="Mend it; with --config, compute again exactly what is damaged.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", metavar="CONFIG", help="With --repair: the run file that the store was computed from."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every stored tile again and compare its checksum with the ledger; exit code 1 if any is damaged or missing."""
-    from disthess.cli import tables
+    """Read everything in a store again and compare it with its checksums; exit code 1 if anything is damaged or missing.
 
-    report = tables.verify_store(store, repair)
+    `--repair` writes metadata and ledger again and removes damaged results. With `--config` it also computes the damaged
+    tiles, sums, gradient and loss again; without, it marks them as missing for the next `disthess run`.
+    """
+    from disthess.cli import mending
+
+    if config is not None and not repair:
+        raise ConfigError("--config says what to compute again, and is used with --repair alone. Add --repair.")
+    with termination_as_interrupt():
+        report = mending.verify_store(store, repair, config)
     if as_json:
         print_json(report)
     else:
-        tables.print_verification(report)
-    if not report["whole"] and not report["repaired"]:
+        mending.print_verification(report)
+    if not report["whole"] and (config is not None or not report["repaired"]):
         raise typer.Exit(1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _CORNER = 5
 _PARAMETER_ROWS = 40
-_DAMAGED_ROWS = 20
 _USES = 12
 _KINK_ROWS = 8
 
@@ -272,42 +271,6 @@ def certificate_summary(store: Any, part: str) -> dict[str, Any] | None:
         "symmetry": float(found.symmetry),
         "tolerance": float(found.tolerance),
     }
-
-
-def verify_store(path: str, repair: bool) -> dict[str, Any]:
-    """Compare every stored tile with the ledger's checksum; with ``repair``, mark damaged tiles as missing."""
-    from disthess.store.store import Store
-
-    store = Store.open(path, writable=repair)
-    report = store.verify(repair=repair)
-    return {
-        "path": path,
-        "whole": report.ok and report.missing == 0,
-        "tiles": len(store.layout.tiles),
-        "checked": report.checked,
-        "missing": report.missing,
-        "damaged": [{"tile": entry.tile, "place": entry.place, "message": entry.message} for entry in report.damaged],
-        "repaired": report.repaired,
-    }
-
-
-def print_verification(report: Mapping[str, Any]) -> None:
-    """How many tiles are whole, damaged, missing."""
-    damaged = report["damaged"]
-    typer.echo(
-        f"{report['path']}: {report['checked']} of {report['tiles']} tiles read again, {len(damaged)} damaged, "
-        f"{report['missing']} missing"
-    )
-    for entry in damaged[:_DAMAGED_ROWS]:
-        typer.echo(f"  {entry['place']}: {entry['message']}")
-    if len(damaged) > _DAMAGED_ROWS:
-        typer.echo(f"  ... and {len(damaged) - _DAMAGED_ROWS} more; --json lists all")
-    if report["repaired"]:
-        typer.echo("marked as missing; 'disthess run' with the same run file computes them again")
-    elif damaged:
-        typer.echo("'disthess verify --repair' marks them as missing, so that running again computes them")
-    elif report["missing"]:
-        typer.echo("'disthess run' with the same run file computes what is missing")
 
 
 def save_array(path: Path, values: np.ndarray) -> None:

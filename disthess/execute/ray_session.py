@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+from ray._private import ray_constants
 
 from disthess.errors import ExecutionError
 from disthess.execute.attempt import describe
@@ -77,15 +78,31 @@ def ray_session(address: str | None, workers: int, shared_bytes: int) -> Iterato
 
 
 def _start(workers: int, shared_bytes: int) -> None:
-    ray.init(
-        address="local",
-        num_cpus=max(1, workers),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=False,
-        object_store_memory=_STORE_FLOOR_BYTES + 2 * shared_bytes,
-    )
+    with _on_loopback():
+        ray.init(
+            address="local",
+            num_cpus=max(1, workers),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            object_store_memory=_STORE_FLOOR_BYTES + 2 * shared_bytes,
+        )
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a Ray that starts meanwhile take the loopback address for its own; all its servers then listen there alone.
+
+    ``_node_ip_address="127.0.0.1"`` does not do it: Ray turns that into the address towards the network, and its servers
+    listen on all. This constant is Ray's own way for systems on which it never spans machines; a test looks at the sockets.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _session(*, private: bool) -> Session:
@@ -96,7 +113,7 @@ def _session(*, private: bool) -> Session:
 def _auth() -> dict[str, str]:
     """Variables that let a private Ray keep its token authentication where it cannot write its token.
 
-    Ray listens to the network and makes a token in the home directory by itself; that is left alone. Where the home
+    Ray makes a token in the home directory by itself; that is left alone. Where the home
     directory is not writable, Ray would fail, and gets a token of this process instead.
     """
     if any(name.startswith("RAY_AUTH_") for name in os.environ) or _can_keep_token():

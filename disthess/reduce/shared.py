@@ -20,6 +20,7 @@ from disthess.reduce.scheduler import scheduler_of
 from disthess.reduce.uses import UseReader
 from disthess.store.layout import PanelSpec, ParameterSpec
 from disthess.store.store import Store
+from disthess.store.verify import Damage, summed_rows
 from disthess.types import Part, Span
 
 
@@ -34,12 +35,23 @@ def reduce_shared(store: Store, client: Any = None) -> None:
         StoreError: A tile is missing, or the disk is full.
     """
     sums = _Sums(store, client)
-    for panel in store.layout.panels:
-        if panel.reduced:
-            for part in store.layout.parts:
-                for start in range(0, panel.rows, panel.row_chunk):
-                    rows = Span(start, min(start + panel.row_chunk, panel.rows))
-                    store.write_rows(panel, part, start, sums.rows(panel, part, rows))
+    for panel, part, rows in summed_rows(store):
+        store.write_rows(panel, part, rows.start, sums.rows(panel, part, rows))
+
+
+def wrong_sums(store: Store) -> list[Damage]:
+    """Rows of summed panels that are not the sum of their uses, to the byte.
+
+    Args:
+        store: With all tiles done and whole, and its sums written.
+    """
+    sums, found = _Sums(store, None), []
+    for panel, part, rows in summed_rows(store):
+        stored = store.read(panel, part, rows, Span(panel.first_column(rows.start), panel.columns))
+        if stored.tobytes() != sums.rows(panel, part, rows).tobytes():
+            place = f"sums of {panel.source}, rows {rows.start} to {rows.stop - 1}, {part}"
+            found.append(Damage(-1, place, "they are not the sum of their uses", "sum", panel.path(part)))
+    return found
 
 
 @final

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from disthess.store.layout import Layout
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from disthess.store.layout import Layout, PanelSpec, Tile
+from disthess.types import Part
 
 
 def check_layout(layout: Layout) -> None:
@@ -48,3 +53,32 @@ def _check_spans(source: str, spans: list[tuple[int, int]], rows: int, row_chunk
         end = stop
     if end != rows:
         raise ValueError(f"the tiles of {source} cover {end} of {rows} rows")
+
+
+def check_tile(
+    layout: Layout, tile: Tile, panels: Sequence[PanelSpec], arrays: Mapping[Part, Sequence[np.ndarray]]
+) -> None:
+    """Refuse arrays that are not those of a tile.
+
+    Args:
+        layout: Of the store.
+        tile: What they are written as.
+        panels: Of its source.
+        arrays: For each part one array per panel.
+
+    Raises:
+        ValueError: Parts, shapes or dtype are not those of the layout.
+    """
+    if set(arrays) != set(layout.parts):
+        raise ValueError(f"tile {tile.index} needs the parts {layout.parts}, got {tuple(arrays)}")
+    if tile.span != layout.tiles[tile.index].span or tile.source != layout.tiles[tile.index].source:
+        raise ValueError(f"tile {tile.index} of {tile.source} is not one of this store")
+    wanted = [(tile.span.size, panel.columns - panel.first_column(tile.span.start)) for panel in panels]
+    for part, values in arrays.items():
+        shapes = [array.shape for array in values]
+        dtypes = {str(array.dtype) for array in values} - {layout.dtype}
+        if shapes != wanted or dtypes:
+            raise ValueError(
+                f"tile {tile.index} of {tile.source}, {part}: needs {layout.dtype} arrays of shapes {wanted}, "
+                f"got {shapes} of {', '.join(sorted(dtypes)) or layout.dtype}"
+            )

@@ -126,18 +126,22 @@ def check_rows(store: Store, rows: Rows, data: TileData, *, repair: bool) -> tup
         The damage, and how many missing tiles have all their data without the ledger knowing it.
     """
     found, marks, unmarked = [], [], 0
-    for tile, trouble in _troubles(store, rows, data):
-        found.append(Damage(tile, data.place(store.layout.tiles[tile]), trouble, "ledger", "ledger", mended=repair))
-        if rows.state[tile] == DONE:
-            marks.append(_true_record(store, rows, data, tile))
-        elif repair and rows.state[tile] != QUARANTINED:
-            rows.state[tile] = MISSING
-            store.mark_missing([tile])
+    for number, trouble in _troubles(store, rows, data):
+        found.append(Damage(number, data.place(store.layout.tiles[number]), trouble, "ledger", "ledger", mended=repair))
+        if rows.state[number] == DONE:
+            marks.append(_true_record(store, rows, data, number))
+        elif repair and rows.state[number] != QUARANTINED:
+            rows.state[number] = MISSING
+            store.mark_missing([number])
     for tile in store.layout.tiles:
         index = tile.index
         if rows.state[index] != MISSING or rows.lost["state"][index] or not data.count_chunks(tile)[1]:
             continue
-        if not rows.checksum[index] or rows.lost["checksum"][index] or data.read(tile) != ("", int(rows.checksum[index])):
+        if (
+            not rows.checksum[index]
+            or rows.lost["checksum"][index]
+            or data.read(tile) != ("", int(rows.checksum[index]))
+        ):
             unmarked += 1
             continue
         said = "the ledger calls it missing, and its data is there with the checksum that the ledger has"
@@ -159,7 +163,10 @@ def _troubles(store: Store, rows: Rows, data: TileData) -> Iterator[tuple[int, s
         if state not in (MISSING, DONE, QUARANTINED):
             yield index, f"the ledger's state of it is {state}, which is none"
         elif state == DONE and int(row.get("written_bytes", data.nbytes(tile))) != data.nbytes(tile):
-            yield index, f"the ledger says {int(row['written_bytes']):,} bytes written, and it has {data.nbytes(tile):,}"
+            yield (
+                index,
+                f"the ledger says {int(row['written_bytes']):,} bytes written, and it has {data.nbytes(tile):,}",
+            )
         elif state == DONE and not (
             0 <= float(row.get("seconds", 0)) < np.inf and row.get("peak_bytes", 0) >= 0 and row.get("worker", 0) >= 0
         ):

@@ -145,7 +145,9 @@ def _check_tiles(layout: Layout, panels: Mapping[str, tuple[PanelSpec, ...]]) ->
             for start, stop in found:
                 whole = start % panel.row_chunk == 0 and (stop % panel.row_chunk == 0 or stop == panel.rows)
                 if start != end or stop <= start or not whole:
-                    raise ValueError(f"the tiles of {source[:60]!r} are not whole chunks of {panel.kind}/{panel.index}, in order")
+                    raise ValueError(
+                        f"the tiles of {source[:60]!r} are not whole chunks of {panel.kind}/{panel.index}, in order"
+                    )
                 end = stop
             if end != panel.rows:
                 raise ValueError(f"the tiles of {source[:60]!r} cover {end:,} of {panel.rows:,} rows")

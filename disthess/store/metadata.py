@@ -31,8 +31,8 @@ LEDGER_FIELDS: tuple[tuple[str, str], ...] = (
 LEDGER_CHUNK = 8192
 """Rows of the ledger per chunk."""
 
-_CODECS = [("bytes", {"endian": "little"}), ("crc32c", {})]
-_ONE_BYTE = [("bytes", {}), ("crc32c", {})]
+_CODECS: list[tuple[Any, Any]] = [("bytes", {"endian": "little"}), ("crc32c", {})]
+_ONE_BYTE: list[tuple[Any, Any]] = [("bytes", {}), ("crc32c", {})]
 _NUMERIC = {
     f"{kind}{size}" for kind, sizes in (("int", (8, 16, 32, 64)), ("uint", (8, 16, 32, 64))) for size in sizes
 } | {"float16", "float32", "float64", "complex64", "complex128", "bool"}
@@ -95,7 +95,8 @@ def array_trouble(value: Any, form: ArrayForm | None) -> str:
     """
     if not isinstance(value, Mapping) or value.get("zarr_format") != 3 or value.get("node_type") != "array":
         return "it does not describe an array of Zarr format 3"
-    dtype, shape = value.get("data_type"), value.get("shape")
+    dtype: Any = value.get("data_type")
+    shape: Any = value.get("shape")
     if not isinstance(dtype, str) or dtype not in _NUMERIC:
         return f"its data type is {_clip(dtype)}, not one of numbers"
     chunks = _at(value, "chunk_grid", "configuration", "chunk_shape")
@@ -164,7 +165,9 @@ def read_whole(root: zarr.Group, path: str, form: ArrayForm) -> np.ndarray:
 def write_array_metadata(objects: Objects, path: str, form: ArrayForm) -> None:
     """Write an array's ``zarr.json`` as it was when the store was made; its chunks are left alone."""
     memory = MemoryStore()
-    create_plain(zarr.create_group(memory, zarr_format=3), "a", form.shape, np.dtype(form.dtype), form.chunks, form.fill)
+    create_plain(
+        zarr.create_group(memory, zarr_format=3), "a", form.shape, np.dtype(form.dtype), form.chunks, form.fill
+    )
     objects.write(f"{path}/zarr.json", _bytes_of(memory, "a/zarr.json"))
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any, final
 
 import zarr
+from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
@@ -21,12 +22,12 @@ class Objects:
     """Keys below a group: plain reads and writes of whole objects.
 
     Args:
-        root: The store's group.
+        root: The store's group, or the zarr store where there is no group that can be opened.
     """
 
-    def __init__(self, root: zarr.Group) -> None:
-        self._store: Any = root.store
-        self._prefix = f"{root.path}/" if root.path else ""
+    def __init__(self, root: zarr.Group | ZarrStore) -> None:
+        self._store: Any = root.store if isinstance(root, zarr.Group) else root
+        self._prefix = f"{root.path}/" if isinstance(root, zarr.Group) and root.path else ""
 
     def exists(self, key: str) -> bool:
         """Whether there is an object of that name."""
@@ -73,7 +74,9 @@ class Objects:
 
     def children(self, key: str) -> list[str]:
         """Names right below a name, sorted: objects and what has objects below it."""
-        return sorted(name.rstrip("/") for name in sync(_collect(self._store.list_dir((self._prefix + key).rstrip("/")))))
+        return sorted(
+            name.rstrip("/") for name in sync(_collect(self._store.list_dir((self._prefix + key).rstrip("/"))))
+        )
 
 
 def check_metadata_size(nbytes: int, path: str) -> None:

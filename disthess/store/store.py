@@ -16,6 +16,7 @@ import zarr
 
 from disthess.errors import StoreError
 from disthess.store import results
+from disthess.store.check_layout import check_tile
 from disthess.store.damage import describe_damage, find_damaged, find_missing
 from disthess.store.encode import from_json, to_json
 from disthess.store.hostile import trusted_layout
@@ -106,7 +107,9 @@ class Store:
     @property
     def attributes(self) -> Attributes:
         """The group's attributes, without the layout: schema, dtype, fingerprint, config, versions ..."""
-        return {key: from_json(value) for key, value in self._root.attrs.asdict().items() if key not in ("layout", SEAL)}
+        return {
+            key: from_json(value) for key, value in self._root.attrs.asdict().items() if key not in ("layout", SEAL)
+        }
 
     def set_attributes(self, **values: Any) -> None:
         """Set attributes of the group (driver only).
@@ -193,7 +196,7 @@ class Store:
         """
         self._check_writable()
         panels = self._outputs[tile.source]
-        self._check_tile(tile, panels, arrays)
+        check_tile(self._layout, tile, panels, arrays)
         written = sum(array.nbytes for part in self._layout.parts for array in arrays[part])
         checksum = 0
         with writing(self.path, f"tile {tile.index}", written):
@@ -376,23 +379,6 @@ class Store:
             )
         if self._lease is not None:
             self._lease.check()
-
-    def _check_tile(
-        self, tile: Tile, panels: tuple[PanelSpec, ...], arrays: Mapping[Part, Sequence[np.ndarray]]
-    ) -> None:
-        if set(arrays) != set(self._layout.parts):
-            raise ValueError(f"tile {tile.index} needs the parts {self._layout.parts}, got {tuple(arrays)}")
-        if tile.span != self._layout.tiles[tile.index].span or tile.source != self._layout.tiles[tile.index].source:
-            raise ValueError(f"tile {tile.index} of {tile.source} is not one of this store")
-        wanted = [(tile.span.size, panel.columns - panel.first_column(tile.span.start)) for panel in panels]
-        for part, values in arrays.items():
-            shapes = [array.shape for array in values]
-            dtypes = {str(array.dtype) for array in values} - {self._layout.dtype}
-            if shapes != wanted or dtypes:
-                raise ValueError(
-                    f"tile {tile.index} of {tile.source}, {part}: needs {self._layout.dtype} arrays of shapes {wanted}, "
-                    f"got {shapes} of {', '.join(sorted(dtypes)) or self._layout.dtype}"
-                )
 
     def _write_plain(self, name: str, value: np.ndarray) -> None:
         self._check_writable()

@@ -116,7 +116,9 @@ def _after_tiles(store: Store, missing: int) -> list[Damage]:
     found = []
     if missing:
         found.append(
-            Damage(-1, "the ledger", f"it says that all is done, and {missing} tiles are not", "ledger", "ledger/zarr.json")
+            Damage(
+                -1, "the ledger", f"it says that all is done, and {missing} tiles are not", "ledger", "ledger/zarr.json"
+            )
         )
     for panel, part, rows in summed_rows(store):
         try:
@@ -141,7 +143,8 @@ def _plain_damage(store: Store, wanted: bool) -> list[Damage]:
 
 def _mend(store: Store, damaged: list[Damage]) -> None:
     store.mark_missing([entry.tile for entry in damaged if entry.kind == "tile"])
-    if any(entry.kind in ("tile", "sum", "plain", "ledger") for entry in damaged) and store.is_reduced():
+    undone = any(entry.kind in ("tile", "sum", "plain") or entry.where == "ledger/zarr.json" for entry in damaged)
+    if undone and store.is_reduced():
         store.mark_reduced(False)
     # A certificate speaks of the numbers that were there.
     stale = {"certificate"} if any(entry.kind in ("tile", "sum") for entry in damaged) else set()

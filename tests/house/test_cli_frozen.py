@@ -20,7 +20,7 @@ PROMISED = {
     "kronecker": {"store", "layers", "--config", "--part", "--out", "--json"},
     "couplings": {"config", "--of", "--probes", "--top", "--csv", "--plot", "--seed", "--json"},
     "stopping": {"config", "--store", "--tolerance", "--json"},
-    "verify": {"store", "--repair", "--json"},
+    "verify": {"store", "--repair", "--config", "--json"},
     "submit": {
         *("config", "--address", "--working-dir", "--no-upload", "--store", "--workers", "--threads"),
         *("--env", "--python", "--submission-id", "--wait-seconds", "--no-follow"),

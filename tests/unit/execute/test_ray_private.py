@@ -44,3 +44,43 @@ def test_a_private_ray_leaves_nothing_behind(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "True True True True\n"
+
+
+_LISTENER = """
+import ipaddress
+import psutil
+from disthess.execute.ray_session import ray_session
+import ray
+from ray._private import ray_constants
+
+found = set()
+with ray_session(None, 1, 0):
+    assert ray.get(ray.remote(lambda: 7).remote()) == 7
+    me = psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        found |= {(process.name(), c.laddr.ip) for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+assert ray_constants.ENABLE_RAY_CLUSTER
+assert {name for name, _ in found} >= {"gcs_server", "raylet"}, found
+places = {ipaddress.ip_address(ip.removeprefix("::ffff:")) for _, ip in found}
+assert all(place.is_loopback for place in places), found
+print("loopback")
+"""
+
+
+def test_a_private_ray_listens_on_loopback_alone() -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    path = os.environ.get("PYTHONPATH", str(Path(__file__).parents[3]))
+    done = subprocess.run(
+        [sys.executable, "-c", _LISTENER],
+        env={**environment, "PYTHONPATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.stdout == "loopback\n", done.stderr[-3000:]
+
+
+def test_token_authentication_is_never_switched_off() -> None:
+    sources = (Path(__file__).parents[3] / "disthess").rglob("*.py")
+    assert [path for path in sources if "RAY_AUTH_MODE" in path.read_text()] == []
