@@ -46,7 +46,8 @@ def restore_root(place: AbstractPlace, layout: Layout, attributes: Mapping[str, 
     if not is_unbroken(kept) or kept.get("identity") != identity_of(fresh):
         raise StoreError(
             f"The zarr.json of the store {place.name} is damaged, and its ledger does not show that it belongs to this problem "
-            f"with these options. Nothing was changed. Give the run file that it was computed from, or compute it again at another path."
+            f"with these options. Nothing was changed. Give the run file that it was computed from, or compute it again at "
+            f"another path."
         )
     with writing(place.name, "its zarr.json", 0):
         write_group_metadata(objects, "", sealed(fresh))
