@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from disthess.factors import kronecker as kronecker
     from disthess.factors import save_factors as save_factors
     from disthess.problem import Problem as Problem
-    from disthess.repair import repair as repair
+    from disthess.mend import repair as repair
     from disthess.sections import attention_sections as attention_sections
     from disthess.steps import newton as newton
     from disthess.steps import stopping_report as stopping_report
@@ -60,7 +60,7 @@ _HOMES = {
     "newton": "disthess.steps",
     "stopping_report": "disthess.steps",
     "attention_sections": "disthess.sections",
-    "repair": "disthess.repair",
+    "repair": "disthess.mend",
 }
 
 __all__ = [

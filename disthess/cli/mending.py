@@ -29,7 +29,7 @@ def verify_store(path: Path, repair: bool, config: Path | None) -> dict[str, Any
             store = Store.open(str(path), writable=True)
             report = store.verify(repair=True)
     else:
-        from disthess.repair import with_sums
+        from disthess.mend import with_sums
 
         store = Store.open(str(path))
         report = with_sums(store, store.verify())
@@ -71,7 +71,7 @@ def _repaired(path: Path, config: Path) -> dict[str, Any]:
     settings = settings_of(config)
     from disthess.loading import load_problem
     from disthess.prepare import Options, prepare
-    from disthess.repair import repair_prepared
+    from disthess.mend import repair_prepared
 
     options = Options(**settings.plan_options(), address=settings.compute.address)
     prepared = prepare(load_problem(settings.source(config)), options)
