@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from disthess.expected import expected_hessian as expected_hessian
     from disthess.factors import kronecker as kronecker
     from disthess.factors import save_factors as save_factors
+    from disthess.mend import repair as repair
     from disthess.problem import Problem as Problem
     from disthess.reduce.ray_cluster import dask_cluster as dask_cluster
-    from disthess.repair import repair as repair
     from disthess.sections import attention_sections as attention_sections
     from disthess.steps import newton as newton
     from disthess.steps import stopping_report as stopping_report
@@ -64,7 +64,7 @@ _HOMES = {
     "stopping_report": "disthess.steps",
     "attention_sections": "disthess.sections",
     "dask_cluster": "disthess.reduce.ray_cluster",
-    "repair": "disthess.repair",
+    "repair": "disthess.mend",
 }
 
 __all__ = [

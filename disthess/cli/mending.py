@@ -30,7 +30,7 @@ def verify_store(path: str, repair: bool, config: Path | None) -> dict[str, Any]
             store.hold(lease)
             report = store.verify(repair=True)
     else:
-        from disthess.repair import with_sums
+        from disthess.mend import with_sums
 
         store = Store.open(path)
         report = with_sums(store, store.verify())
@@ -71,8 +71,8 @@ def print_verification(report: Mapping[str, Any]) -> None:
 def _repaired(path: str, config: Path) -> dict[str, Any]:
     settings = settings_of(config)
     from disthess.loading import load_problem
+    from disthess.mend import repair_prepared
     from disthess.prepare import Options, prepare
-    from disthess.repair import repair_prepared
 
     options = Options(**settings.plan_options(), address=settings.compute.address)
     prepared = prepare(load_problem(settings.source(config)), options)

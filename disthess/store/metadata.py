@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import zarr
@@ -140,7 +140,8 @@ def checked_array(root: zarr.Group, path: str, form: ArrayForm | None) -> Any:
     if trouble:
         raise ValueError(trouble)
     try:
-        return root[path]
+        # The setting is no part of the file: without it zarr leaves out chunks that equal the fill value.
+        return cast("Any", root[path]).with_config({"write_empty_chunks": True})
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"zarr cannot use it ({type(error).__name__}: {str(error)[:120]})") from error
 
