@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from disthess.expected import expected_hessian as expected_hessian
     from disthess.factors import kronecker as kronecker
     from disthess.factors import save_factors as save_factors
-    from disthess.problem import Problem as Problem
     from disthess.mend import repair as repair
+    from disthess.problem import Problem as Problem
     from disthess.sections import attention_sections as attention_sections
     from disthess.steps import newton as newton
     from disthess.steps import stopping_report as stopping_report

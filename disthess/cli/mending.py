@@ -70,8 +70,8 @@ def print_verification(report: Mapping[str, Any]) -> None:
 def _repaired(path: Path, config: Path) -> dict[str, Any]:
     settings = settings_of(config)
     from disthess.loading import load_problem
-    from disthess.prepare import Options, prepare
     from disthess.mend import repair_prepared
+    from disthess.prepare import Options, prepare
 
     options = Options(**settings.plan_options(), address=settings.compute.address)
     prepared = prepare(load_problem(settings.source(config)), options)

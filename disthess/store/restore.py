@@ -46,7 +46,7 @@ def restore_root(path: str, layout: Layout, attributes: Mapping[str, Any]) -> bo
         kept = {} if group_trouble(ledger) else ledger["attributes"]
     except (ValueError, OSError):
         kept = {}
-    if not is_unbroken(kept) or kept.get("identity") != identity_of(fresh):
+    if not is_unbroken(kept, needed=True) or kept.get("identity") != identity_of(fresh):
         raise StoreError(
             f"The zarr.json of the store {place} is damaged, and its ledger does not show that it belongs to this problem with "
             f"these options. Nothing was changed. Give the run file that it was computed from, or compute it again at another path."
@@ -62,4 +62,4 @@ def _is_whole(place: Path) -> bool:
         trusted_layout(attributes, str(place))
     except StoreError:
         return False
-    return is_unbroken(attributes)
+    return is_unbroken(attributes, needed=True)

@@ -15,8 +15,8 @@ import torch
 import disthess
 from disthess import api
 from disthess.errors import DisthessError, StoreError
-from disthess.problem import Problem
 from disthess.mend import repair, verify
+from disthess.problem import Problem
 from disthess.store.store import Store
 from disthess.store.verify import VerifyReport
 
