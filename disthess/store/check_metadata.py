@@ -35,7 +35,7 @@ def check_metadata(store: Store) -> list[Damage]:
             checked_array(store.root, path, form)
         except (ValueError, OSError) as error:
             found.append(Damage(-1, f"{path}/zarr.json", str(error), "metadata", path))
-    if not is_unbroken(store.root.attrs.asdict()):
+    if not is_unbroken(store.root.attrs.asdict(), needed=True):
         said = "its attributes do not have the checksum that they were written with"
         found.append(Damage(-1, "zarr.json of the store", said, "attributes", "zarr.json"))
     return found
@@ -65,6 +65,6 @@ def _group_trouble(objects: Objects, path: str) -> str:
     if trouble or path != "ledger":
         return trouble
     attributes = value.get("attributes", {})
-    if not is_unbroken(attributes):
+    if not is_unbroken(attributes, needed=True):
         return "its attributes do not have the checksum that they were written with"
     return attributes_trouble(attributes)

@@ -96,6 +96,8 @@ def _walk(root: zarr.Group, objects: Objects, path: str, depth: int) -> Iterator
                 continue
         elif MARK in value.get("attributes", {}):
             try:
+                if not is_unbroken(value["attributes"], needed=True):
+                    raise ValueError("its attributes do not have the checksum that they were written with")
                 read_arrays(root, name)
             except (ValueError, OSError) as error:
                 yield Damage(-1, f"the result {name}", str(error), "result", name)

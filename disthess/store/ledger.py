@@ -124,7 +124,7 @@ class Ledger:
     def _attributes(self) -> dict[str, Any]:
         try:
             value = Objects(self._root).json("ledger/zarr.json")
-            trouble = group_trouble(value) or attributes_trouble(value["attributes"])
+            trouble = group_trouble(value) or attributes_trouble(value.get("attributes", {}))
             if trouble:
                 raise ValueError(trouble)
         except (ValueError, OSError) as error:
@@ -157,7 +157,7 @@ class Ledger:
 def attributes_trouble(value: dict[str, Any]) -> str:
     """What is wrong with the attributes of the ledger's group; empty where nothing is."""
     messages = value.get("quarantined", {})
-    if not isinstance(value.get("reduced", False), bool):
+    if not isinstance(value.get("reduced"), bool):
         return "reduced is neither true nor false"
     if not isinstance(messages, dict) or not all(
         isinstance(tile, str) and tile.isascii() and tile.isdecimal() and len(tile) < 12 and isinstance(text, str)

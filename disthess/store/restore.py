@@ -43,7 +43,7 @@ def restore_root(place: AbstractPlace, layout: Layout, attributes: Mapping[str, 
         kept = {} if group_trouble(ledger) else ledger["attributes"]
     except (ValueError, OSError):
         kept = {}
-    if not is_unbroken(kept) or kept.get("identity") != identity_of(fresh):
+    if not is_unbroken(kept, needed=True) or kept.get("identity") != identity_of(fresh):
         raise StoreError(
             f"The zarr.json of the store {place.name} is damaged, and its ledger does not show that it belongs to this problem "
             f"with these options. Nothing was changed. Give the run file that it was computed from, or compute it again at "
@@ -60,4 +60,4 @@ def _is_whole(place: AbstractPlace) -> bool:
         trusted_layout(attributes, place.name)
     except StoreError:
         return False
-    return is_unbroken(attributes)
+    return is_unbroken(attributes, needed=True)

@@ -31,10 +31,10 @@ def sealed(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, SEAL: google_crc32c.value(_canonical(plain))}
 
 
-def is_unbroken(attributes: Mapping[str, Any]) -> bool:
-    """Whether attributes have the checksum they were written with; True where none was written."""
+def is_unbroken(attributes: Mapping[str, Any], *, needed: bool = False) -> bool:
+    """Whether attributes have the checksum they were written with; where there is none, whether none is needed."""
     if SEAL not in attributes:
-        return True
+        return not needed
     try:
         return bool(sealed(attributes)[SEAL] == attributes[SEAL])
     except (TypeError, ValueError, RecursionError):
