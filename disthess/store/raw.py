@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any, final
 
 import zarr
@@ -74,9 +73,7 @@ class Objects:
 
     def children(self, key: str) -> list[str]:
         """Names right below a name, sorted: objects and what has objects below it."""
-        return sorted(
-            name.rstrip("/") for name in sync(_collect(self._store.list_dir((self._prefix + key).rstrip("/"))))
-        )
+        return sorted(name.rstrip("/") for name in sync(_listed(self._store, (self._prefix + key).rstrip("/"))))
 
 
 def check_metadata_size(nbytes: int, path: str) -> None:
@@ -92,5 +89,6 @@ def check_metadata_size(nbytes: int, path: str) -> None:
         )
 
 
-async def _collect(names: AsyncIterator[str]) -> list[str]:
-    return [name async for name in names]
+async def _listed(store: ZarrStore, prefix: str) -> list[str]:
+    # Asked inside: some stores want a running event loop already when they are asked.
+    return [name async for name in store.list_dir(prefix)]
