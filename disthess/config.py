@@ -94,10 +94,10 @@ class ReportSection(_Section):
     ``eigenvalues`` and ``blocks`` are numbers of rows (0 leaves the table out); ``density`` and ``pictures`` are yes or no.
     """
 
-    eigenvalues: Annotated[int, pydantic.Field(ge=0)] = 10
+    eigenvalues: Annotated[int, pydantic.Field(ge=0, le=1_000_000)] = 10
     density: bool = True
     pictures: bool = True
-    blocks: Annotated[int, pydantic.Field(ge=0)] = 10
+    blocks: Annotated[int, pydantic.Field(ge=0, le=1_000_000)] = 10
 
 
 @final

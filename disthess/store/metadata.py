@@ -37,6 +37,11 @@ _NUMERIC = {
     f"{kind}{size}" for kind, sizes in (("int", (8, 16, 32, 64)), ("uint", (8, 16, 32, 64))) for size in sizes
 } | {"float16", "float32", "float64", "complex64", "complex128", "bool"}
 _NAN = ("NaN", "0x7ff8000000000000", "0x7fc00000")
+_GROUP_KEYS = {"zarr_format", "node_type", "attributes", "consolidated_metadata"}
+_ARRAY_KEYS = {
+    *("zarr_format", "node_type", "attributes", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value"),
+    *("codecs", "storage_transformers", "dimension_names"),
+}
 _AXES = 8
 CHECKSUM_BYTES = 4
 """Of the crc32c at the end of every chunk."""
@@ -95,6 +100,8 @@ def array_trouble(value: Any, form: ArrayForm | None) -> str:
     """
     if not isinstance(value, Mapping) or value.get("zarr_format") != 3 or value.get("node_type") != "array":
         return "it does not describe an array of Zarr format 3"
+    if not set(value) <= _ARRAY_KEYS:
+        return f"it has the unknown keys {_clip(sorted(set(value) - _ARRAY_KEYS))}"
     dtype: Any = value.get("data_type")
     shape: Any = value.get("shape")
     if not isinstance(dtype, str) or dtype not in _NUMERIC:
@@ -127,6 +134,8 @@ def group_trouble(value: Any) -> str:
     """What is wrong with a group's ``zarr.json``; empty where nothing is."""
     if not isinstance(value, Mapping) or value.get("zarr_format") != 3 or value.get("node_type") != "group":
         return "it does not describe a group of Zarr format 3"
+    if not set(value) <= _GROUP_KEYS:
+        return f"it has the unknown keys {_clip(sorted(set(value) - _GROUP_KEYS))}"
     return "" if isinstance(value.get("attributes", {}), Mapping) else "its attributes are no mapping"
 
 

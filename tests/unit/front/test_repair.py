@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import disthess
 from disthess import api
+from disthess.cli.main import app
 from disthess.errors import DisthessError, StoreError
 from disthess.mend import repair, verify
 from disthess.problem import Problem
@@ -97,11 +99,13 @@ def is_irrelevant(before: bytes, file: Path) -> bool:
         old, new = json.loads(before), json.loads(file.read_bytes())
     except ValueError:
         return False
-    if old["node_type"] == "group" and old["attributes"] != new.get("attributes"):
+    if old["node_type"] == "group" and old["attributes"] != (new.get("attributes") or {}):
         return False
     defaults = {"name": "default", "configuration": {"separator": "/"}}
     return all(
-        _plain(old.get(key)) == _plain(new.get(key, defaults if key == "chunk_key_encoding" else None)) for key in USED
+        _plain(old.get(key, defaults if key == "chunk_key_encoding" else None))
+        == _plain(new.get(key, defaults if key == "chunk_key_encoding" else None))
+        for key in USED
     )
 
 
@@ -254,6 +258,34 @@ def test_another_problem_is_refused_before_anything_changes(copy: Path) -> None:
     with pytest.raises(DisthessError, match="another problem"):
         repair(problem(seed=4), copy, progress=False, **OPTIONS)
     assert array_bytes(copy) == before
+
+
+FACTORY = """
+import sys
+sys.path.insert(0, {here!r})
+from test_repair import problem
+"""
+
+
+def test_the_command_line_repairs_with_a_run_file(made: Path, copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "factory.py").write_text(FACTORY.format(here=str(Path(__file__).parent)))
+    (tmp_path / "run.yaml").write_text(
+        f"problem: {{factory: {tmp_path}/factory.py:problem}}\n"
+        f"compute: {{store: {copy}, threads: 1, parts: [hessian, ggn], shared: uses, activations: ['1'], dtype: float64}}\n"
+    )
+    flip(next(file for file in sorted((copy / "uses/ggn").rglob("c/*/*"))), random.Random(2))
+    runner = CliRunner()
+    first = runner.invoke(app, ["verify", str(copy)])
+    assert first.exit_code == 1
+    assert "1 damaged" in first.output
+    assert "--repair --config CONFIG" in first.output
+    alone = runner.invoke(app, ["verify", str(copy), "--config", str(tmp_path / "run.yaml")])
+    assert alone.exit_code == 2
+    mended = runner.invoke(app, ["verify", str(copy), "--repair", "--config", str(tmp_path / "run.yaml")])
+    assert mended.exit_code == 0, mended.output
+    assert "computed again: 1 tiles" in mended.output
+    assert runner.invoke(app, ["verify", str(copy)]).exit_code == 0
+    assert array_bytes(copy) == array_bytes(made)
 
 
 def test_the_store_holds_no_pickles_and_no_objects(made: Path) -> None:

@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +343,46 @@ def test_a_limit_on_file_sizes_is_said_and_the_store_resumes(tmp_path: Path) -> 
     checksum, written = again.write_tile(tile, {"hessian": [values]})
     again.mark([TileRecord(1, checksum, 0.5, written, 7, 0)])
     assert again.verify().ok
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 200 kB, where this user may mount one."""
+    place = tmp_path / "tiny"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_said_and_the_store_resumes(tiny: Path) -> None:
+    store = make_store(tiny / "s.zarr")
+    store.mark_missing([1])
+    tile, panel = store.layout.tiles[1], store.layout.panels[0]
+    before = {file: file.read_bytes() for file in (tiny / "s.zarr/panels").rglob("c/*/*")}
+    for file in (tiny / "s.zarr" / panel.path("hessian") / "c").glob("[23]/*"):
+        file.unlink()
+    with contextlib.suppress(OSError), (tiny / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(b"x" * 512)
+    values = np.ones((tile.span.size, panel.columns - panel.first_column(tile.span.start)))
+    with pytest.raises(StoreError, match="No space is left"):
+        store.write_tile(tile, {"hessian": [values]})
+    with pytest.raises(StoreError):
+        store.write_result("spectrum/b", {"values": np.zeros(1000)}, {})
+    (tiny / "filler").unlink()
+    again = Store.open(store.path, writable=True)
+    assert again.missing_tiles() == (1,)
+    checksum, written = again.write_tile(tile, {"hessian": [values]})
+    again.mark([TileRecord(1, checksum, 0.5, written, 7, 0)])
+    assert again.verify().ok
+    assert {file: file.read_bytes() for file in before} == before
 
 
 def test_the_lies_start_from_a_layout_that_is_trusted() -> None:
