@@ -33,6 +33,8 @@ def with_tables(
         for program, tensors, samples in zip(programs, inputs, sizes, strict=True):
             graph = program.graph
             leaves = source_leaves(graph, cost.uses, cost.parameter)
+            if not leaves or len(graph.nodes[leaves[0]].shape) != 2:
+                return cost
             lookups = table_lookups(graph, leaves)
             if not lookups:
                 readers.append((samples,) * graph.nodes[leaves[0]].shape[0])
