@@ -184,7 +184,13 @@ def test_an_enormous_zarr_json_is_not_read(tmp_path: Path) -> None:
         Store.open(tmp_path)
 
 
-@pytest.mark.parametrize("array", ["panels/hessian/0", "gradient", "ledger/state", "spectrum/a/values"])
+@pytest.mark.parametrize(
+    "array",
+    [
+        "panels/hessian/0",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gradient", "ledger/state", "spectrum/a/values")),
+    ],
+)
 @pytest.mark.parametrize(
     "change",
     [
@@ -294,7 +300,7 @@ def _mutate(shared: Path, data: st.DataObject) -> None:
 SETTINGS = {"deadline": 20_000, "suppress_health_check": list(HealthCheck), "database": None}
 
 
-@settings(max_examples=60, **SETTINGS)  # type: ignore[arg-type]
+@settings(max_examples=20, **SETTINGS)  # type: ignore[arg-type]
 @given(st.data())
 def test_changed_json_raises_nothing_but_our_errors(shared: Path, data: st.DataObject) -> None:
     _mutate(shared, data)
