@@ -1,8 +1,9 @@
 """The listener that keeps the ledger: data first, then the mark.
 
-A mark costs about as much as a small tile. One is written at once where what waits is worth more than that; marks of smaller
-tiles wait for each other. A driver that is killed therefore forgets the tiles in flight, one per worker, and besides them no
-more work than ``WAITING_SECONDS``, or twice what writing marks takes. Forgotten tiles are computed again, to the same bytes.
+A mark is written at once, before its worker is given another tile, where what waits is worth more than ``WAITING_SECONDS``; marks
+of smaller tiles wait for each other. A driver that is killed therefore forgets the tiles in flight, one per worker, and besides
+them no more work than that; on an object store, where a mark takes many requests, twice what marks take. Forgotten tiles are
+computed again, to the same bytes.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class LedgerMarks:
     def _is_due(self) -> bool:
         worth = sum(record.seconds for record in self._waiting)
         late = time.monotonic() - self._flushed > max(FLUSH_SECONDS, self._cost / FLUSH_SHARE)
-        return late or worth >= max(WAITING_SECONDS, 2 * self._cost)
+        return late or worth >= (WAITING_SECONDS if self._store.is_local else max(WAITING_SECONDS, 2 * self._cost))
 
     def _flush(self) -> None:
         begin = time.monotonic()

@@ -336,6 +336,8 @@ def place_of(path: str | os.PathLike[str] | AbstractPlace) -> AbstractPlace:
     if isinstance(path, AbstractPlace):
         return path
     text = os.fspath(path)
+    if "\0" in text:
+        raise StoreError(f"The path {text!r} of a store has a zero byte in it. Give a path, such as runs/digits.zarr.")
     if not is_url(text):
         return LocalPlace(Path(text).expanduser().absolute())
     scheme, _, rest = text.partition("://")

@@ -95,6 +95,11 @@ class Store:
         self._lease = lease
 
     @property
+    def is_local(self) -> bool:
+        """Whether it lies on a file system, where a small write costs next to nothing."""
+        return self._place.is_local
+
+    @property
     def layout(self) -> Layout:
         """What it holds; owners and memory bounds of tiles are 0."""
         return self._layout
