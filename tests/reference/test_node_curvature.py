@@ -104,6 +104,6 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     branching = next(case for case in CASES if not case.graph).make()
     with pytest.raises(GraphError):
         disthess.node_curvature(branching)
-    monkeypatch.setattr("disthess.api.available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr("disthess.bend.available_memory_bytes", lambda: 1000)
     with pytest.raises(PlanError, match="Select fewer parameters"):
         disthess.node_curvature(problem_of())
