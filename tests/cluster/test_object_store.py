@@ -117,6 +117,7 @@ def remote(server: str) -> str:
     return path
 
 
+@pytest.mark.slow
 def test_ray_workers_write_the_bytes_of_a_local_run(place: str, local: Path) -> None:
     disthess.compute(problem(), place, executor="ray", workers=2, **OPTIONS)
     assert chunks(files(place)) == chunks(local_files(local))

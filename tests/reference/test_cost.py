@@ -152,7 +152,7 @@ def test_planned_products_are_those_counted(make: Callable[[], Problem], options
     assert close(prepared.plan.product_flops, sum(counted)), (prepared.plan.product_flops, sum(counted))
 
 
-@pytest.mark.parametrize("make", [mlp, cnn, rnn, tables, gated])
+@pytest.mark.parametrize("make", [mlp, cnn, rnn, pytest.param(tables, marks=pytest.mark.slow), gated])
 def test_every_tile_is_counted_whatever_its_stack(make: Callable[[], Problem], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiling, "STACK_BYTES", 60_000)
     monkeypatch.setattr(tiling, "TILE_BYTES", 3_000)

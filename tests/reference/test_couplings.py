@@ -51,6 +51,7 @@ def test_with_as_many_vectors_as_entries_it_is_exact() -> None:
     assert found.largest(1)[0].coupling == pytest.approx(np.max(found.coupling.value - np.eye(len(where))))
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_of_a_network() -> None:
     data = problem(16)
     matrix = np.asarray(disthess.reference_hessian(data))
