@@ -1,0 +1,1 @@
+"""Curvature of checkpoints, measured again and again: what is measured, kept, compared and alerted on."""
