@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from disthess.cli.main import app
@@ -250,3 +251,13 @@ def test_the_command_prints_one_thing_and_says_the_next_times(config: Path, tmp_
         assert refused.exit_code == 2, words
         assert said in refused.stderr
     assert json.dumps(refused.stderr).count("\\n") == 1
+
+
+def test_the_options_that_are_given_to_the_audit_are_its_own(config: Path) -> None:
+    pytest.importorskip("disthess.audits.run", reason="the verb audit is not here")
+    audit: Any = get_command(app).commands["audit"]  # type: ignore[attr-defined]
+    run = audit.commands["run"] if hasattr(audit, "commands") else audit
+    known = {option for parameter in run.params for option in parameter.opts}
+    entry = yaml.safe_load_all(ray_cron_job(make(config, address="auto")))
+    words = [*make(config, address="auto").command("x"), *list(entry)[1]["spec"]["jobTemplate"]["entrypoint"].split()]
+    assert {word for word in words if word.startswith("--")} <= known
