@@ -243,6 +243,11 @@ def test_a_flipped_byte_is_an_error_and_no_number(tmp_path: Path) -> None:
     file.write_text(text.replace("3.5", "3.6", 1))
     with pytest.raises(StoreError, match="checksum"):
         History.open(path).records()
+    unsealed = json.loads(text)
+    del unsealed["attributes"]["checksum"]
+    file.write_text(json.dumps(unsealed))
+    with pytest.raises(StoreError, match="checksum"):
+        History.open(path).records()
     file.write_text(text)
     chunk = path / "000000-0" / "density_grid" / "c" / "0"
     data = bytearray(chunk.read_bytes())

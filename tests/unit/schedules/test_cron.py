@@ -58,6 +58,9 @@ def test_when_clocks_change_each_time_comes_once() -> None:
     ]
     twice = list(itertools.islice(Cron("30 2 * * *").times(datetime(2024, 10, 26, 12, tzinfo=UTC), BERLIN), 2))
     assert [time.astimezone(BERLIN).strftime("%d %H:%M %z") for time in twice] == ["27 02:30 +0200", "28 02:30 +0100"]
+    # Between the two half past twos of that night, the one of the day is over.
+    between = datetime(2024, 10, 27, 1, 10, tzinfo=UTC)
+    assert Cron("30 2 * * *").next_time(between, BERLIN) == datetime(2024, 10, 28, 1, 30, tzinfo=UTC)
     hourly = list(itertools.islice(Cron("@hourly").times(datetime(2024, 10, 26, 23, 30, tzinfo=UTC), BERLIN), 5))
     assert {later - earlier for earlier, later in itertools.pairwise(hourly)} <= {timedelta(hours=1)}
 
@@ -72,7 +75,7 @@ def test_when_clocks_change_each_time_comes_once() -> None:
 def test_times_go_on_from_wherever_one_starts(expression: str, day: str, before: int, after: int) -> None:
     """Started anywhere, on days when clocks change too: strictly later times, all of those of an earlier start."""
     cron = Cron(expression)
-    middle = datetime.fromisoformat(day).replace(tzinfo=UTC)
+    middle = datetime.fromisoformat(day).replace(hour=4, tzinfo=UTC)
     start, stop = middle - timedelta(minutes=before), middle + timedelta(minutes=after)
     times = list(itertools.takewhile(lambda time: time <= stop, cron.times(start - timedelta(days=2), BERLIN)))
     assert times == sorted(set(times))
