@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from disthess.api import reference_hessian as reference_hessian
     from disthess.api import solve as solve
     from disthess.api import spectral_density as spectral_density
+    from disthess.audits.difference import diff as diff
     from disthess.bend import clarke_hessian as clarke_hessian
     from disthess.bend import node_curvature as node_curvature
     from disthess.bounds import rank_bounds as rank_bounds
@@ -59,6 +60,7 @@ _HOMES = {
     "kronecker": "disthess.factors",
     "save_factors": "disthess.factors",
     "compare": "disthess.comparison",
+    "diff": "disthess.audits.difference",
     "coupling_map": "disthess.couplings",
     "newton": "disthess.steps",
     "stopping_report": "disthess.steps",
@@ -86,6 +88,7 @@ __all__ = [
     "kronecker",
     "save_factors",
     "compare",
+    "diff",
     "coupling_map",
     "newton",
     "stopping_report",

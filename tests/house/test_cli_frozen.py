@@ -19,6 +19,11 @@ PROMISED = {
     "compare": {"config", "--rank", "--folder", "--threads", "--plot", "--json"},
     "kronecker": {"store", "layers", "--config", "--part", "--out", "--json"},
     "couplings": {"config", "--of", "--probes", "--top", "--csv", "--plot", "--seed", "--json"},
+    "diff": {"a", "b", "--csv", "--json"},
+    "schedule": {
+        *("config", "--cron", "--emit", "--watch", "--state", "--once", "--name", "--image", "--address"),
+        *("--working-dir", "--timezone", "--deadline", "--out"),
+    },
     "stopping": {"config", "--store", "--tolerance", "--json"},
     "verify": {"store", "--repair", "--config", "--json"},
     "submit": {
