@@ -88,7 +88,10 @@ def test_tapes_that_do_not_fit_are_made_again_with_the_same_bits() -> None:
         disthess.operator(problem, executor="serial", threads=1, memory_bytes=300_000_000)
 
 
-@pytest.mark.parametrize("kind", ["operator", "hessian operator", "scipy"])
+@pytest.mark.parametrize(
+    "kind",
+    ["operator", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("hessian operator", "scipy"))],
+)
 def test_every_question_has_an_error_bar_that_holds(kind: str) -> None:
     problem = mlp(weight_decay=0.05)
     dense = np.asarray(disthess.reference_hessian(problem))
