@@ -14,6 +14,9 @@ from disthess.linalg.operator import AbstractSymmetricOperator
 TOLERANCE = 0.05
 """Relative standard error that counts as converged where nothing else is asked for."""
 
+AT_ONCE_BYTES = 256 << 20
+"""Vectors beyond so many bytes are drawn and multiplied one by one where that will do."""
+
 MOST = 20
 """Times the products asked for that a tolerance may take."""
 
@@ -70,11 +73,13 @@ def estimate_trace(
     exact = float(np.einsum("pk,pk->", basis, operator.matmat(basis)))
     if third >= size:
         return TraceResult(exact, 0.0, 2 * third, allowed)
+    width = third if third * size * 8 <= AT_ONCE_BYTES else 1
     terms = np.empty(0)
     while True:
-        signs = generator.choice([-1.0, 1.0], size=(size, third))
-        rest = signs - basis @ (basis.T @ signs)
-        terms = np.concatenate([terms, np.einsum("pk,pk->k", rest, operator.matmat(rest))])
+        for start in range(0, third, width):
+            signs = generator.choice([-1.0, 1.0], size=(size, min(width, third - start)))
+            rest = signs - basis @ (basis.T @ signs)
+            terms = np.concatenate([terms, np.einsum("pk,pk->k", rest, operator.matmat(rest))])
         error = float(terms.std(ddof=1) / np.sqrt(len(terms))) if len(terms) > 1 else float("nan")
         found = TraceResult(exact + float(terms.mean()), error, 2 * third + len(terms), allowed)
         if tolerance is None or found.converged or found.products + third > MOST * 3 * third:

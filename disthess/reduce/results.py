@@ -121,6 +121,7 @@ def spectral_density(
 
     Raises:
         ConfigError: A count is not positive.
+        PlanError: The vectors do not fit into memory.
         StoreError: The store is incomplete.
     """
     settings = {"probes": probes, "steps": steps, "part": part, "seed": seed, "points": points}
@@ -133,9 +134,11 @@ def spectral_density(
             products=int(values["products"]),
             truncation=float(values.get("truncation", "nan")),
         )
+    matrix = _operator(target, part, "float32")
+    _check_room(matrix.size, (min(max(probes, 0) * max(steps, 0), matrix.size) + 4 * probes), "probes or steps")
     found = _checked(
         density.spectral_density,
-        _operator(target, part, "float32"),
+        matrix,
         probes=probes,
         steps=steps,
         seed=seed,
@@ -176,6 +179,7 @@ def low_rank(
 
     Raises:
         ConfigError: ``rank`` is not positive.
+        PlanError: The vectors do not fit into memory.
         StoreError: The store is incomplete.
     """
     settings = {"rank": rank, "part": part, "oversample": oversample, "power": power, "seed": seed}
@@ -186,9 +190,11 @@ def low_rank(
         return LowRankResult(arrays["values"], arrays["vectors"], method, **{name: values[name] for name in _SCALARS})
     # The norm takes a pass of its own, which is what the Nystroem form does without.
     whole = target.blocks(part).frobenius if isinstance(target, HessianStore) and method != "nystrom" else None
+    matrix = _operator(target, part)
+    _check_room(matrix.size, 4 * (min(rank, matrix.size) + oversample + lowrank.ERROR_PROBES), "ranks")
     found = _checked(
         lowrank.low_rank,
-        _operator(target, part),
+        matrix,
         rank,
         method=method,
         oversample=oversample,
@@ -295,11 +301,14 @@ def trace(
 
     Raises:
         ConfigError: Too few probes, or a tolerance that is not positive.
+        PlanError: The vectors do not fit into memory.
         StoreError: The store is incomplete.
     """
     if isinstance(target, HessianStore):
         return TraceResult(target.blocks(part).trace, 0.0, 0)
-    return _checked(estimate_trace, _operator(target, part), probes=probes, seed=seed, tolerance=tolerance)
+    matrix = _operator(target, part)
+    _check_room(matrix.size, 5 * min(probes // 3, matrix.size), "probes")
+    return _checked(estimate_trace, matrix, probes=probes, seed=seed, tolerance=tolerance)
 
 
 def _operator(target: Target, part: Part, multiply: DType = "float64") -> AbstractSymmetricOperator:
@@ -313,6 +322,20 @@ def _operator(target: Target, part: Part, multiply: DType = "float64") -> Abstra
         f"expected a store, an operator (disthess.operator makes one of a problem) or a symmetric LinearOperator, got "
         f"{type(target).__name__}."
     )
+
+
+def _check_room(size: int, vectors: int, fewer: str) -> None:
+    """Refuse what would be killed for its memory.
+
+    Raises:
+        PlanError: So many vectors of float64 do not fit into what is free.
+    """
+    needed, free = 8 * size * vectors, available_memory_bytes()
+    if needed > free:
+        raise PlanError(
+            f"that takes about {vectors} vectors of {size:,} entries at once, {human_bytes(needed)}, and {human_bytes(free)} are "
+            f"free. Ask for fewer {fewer}."
+        )
 
 
 def _basis_room(size: int, k: int, which: Which) -> int | None:
