@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from disthess.api import reference_hessian as reference_hessian
     from disthess.api import solve as solve
     from disthess.api import spectral_density as spectral_density
+    from disthess.api import trace as trace
     from disthess.audits.difference import diff as diff
     from disthess.bend import clarke_hessian as clarke_hessian
     from disthess.bend import node_curvature as node_curvature
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from disthess.factors import kronecker as kronecker
     from disthess.factors import save_factors as save_factors
     from disthess.mend import repair as repair
+    from disthess.parallel import operator as operator
     from disthess.problem import Problem as Problem
     from disthess.reduce.ray_cluster import dask_cluster as dask_cluster
     from disthess.sections import attention_sections as attention_sections
@@ -51,6 +53,8 @@ _HOMES = {
     "spectral_density": "disthess.api",
     "low_rank": "disthess.api",
     "low_rank_blocks": "disthess.api",
+    "trace": "disthess.api",
+    "operator": "disthess.parallel",
     "rank_bounds": "disthess.bounds",
     "node_curvature": "disthess.bend",
     "psd_check": "disthess.api",
@@ -79,6 +83,8 @@ __all__ = [
     "spectral_density",
     "low_rank",
     "low_rank_blocks",
+    "trace",
+    "operator",
     "rank_bounds",
     "node_curvature",
     "psd_check",

@@ -1,6 +1,6 @@
 """The benchmarks, each with one verb; without a verb, one after another.
 
-    python tests/bench [hessian|products|reductions|scaling|growth] [--problem mlp,gpt] [--dtype float32] [--quick] ...
+    python tests/bench [hessian|products|reductions|scaling|growth|minilm_check] [--problem mlp,gpt] [--dtype float32] [--quick] ...
     python tests/bench table
 
 hessian     the whole Hessian, against torch.func and curvlinops; parts of peak speed
@@ -8,6 +8,7 @@ products    Hessian-vector products without a store, against other tools
 reductions  spectra of a stored Hessian, against the speed of reading it
 scaling     one Ray worker against two; tiles against the plan; a schedule of 64 workers
 growth      time against parameters, samples and depth
+minilm_check  a real encoder's largest eigenvalue, trace and density, against PyHessian; only when asked for
 table       print the Markdown tables of the results that were kept
 
 ``python tests/bench hessian --help`` shows a verb's options. Results are JSON files in tests/bench/results/, with times,
@@ -26,13 +27,15 @@ from pathlib import Path
 import settings
 
 VERBS = ("hessian", "products", "reductions", "scaling", "growth")
+CHECKS = ("minilm_check",)
+"""Verbs that are run only when they are asked for."""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run one verb, or all."""
     if arguments and arguments[0] == "table":
         print_table(arguments[1:])
-    elif arguments and arguments[0] in VERBS:
+    elif arguments and arguments[0] in (*VERBS, *CHECKS):
         run(arguments[0], arguments[1:])
     else:
         parser = argparse.ArgumentParser(

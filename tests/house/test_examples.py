@@ -29,21 +29,39 @@ SMALL = {
     "mixture_of_experts": {"experts": 3, "samples": 8},
     "unet": {"samples": 2},
     "gpt2_tiny": {"width": 4, "samples": 2},
+    "gpt2_sized": {
+        "width": 4,
+        "heads": 2,
+        "layers": 1,
+        "words": 7,
+        "positions": 5,
+        "samples": 2,
+        "tokens": 4,
+        "batches": 2,
+    },
 }
 TABLES = ("paper_check", "cost_growth")
 """Examples that print a table of many problems."""
 PLANS = ("plan_7b",)
 """Examples of problems that are planned and not computed."""
+LARGE = ("minilm",)
+"""Examples of problems that are only multiplied by; tests/house/test_large_examples.py."""
 QUICK = ("tied_autoencoder", "paper_check")
 SCRIPTS = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
     for name in (*SMALL, *TABLES, *PLANS)
-    if name != "digits_mlp"
+    if name not in ("digits_mlp", "gpt2_sized")
 ]
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {*SMALL, *TABLES, *PLANS, "paper_architectures"}
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {
+        *SMALL,
+        *TABLES,
+        *PLANS,
+        *LARGE,
+        "paper_architectures",
+    }
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -9,9 +9,9 @@ import pytest
 from random_store import Made, make_store
 from scipy.sparse.linalg import aslinearoperator
 
-from disthess.errors import ConfigError, StoreError
+from disthess.errors import ConfigError, PlanError, StoreError
 from disthess.linalg.lanczos import basis_bytes
-from disthess.linalg.operator import DenseOperator
+from disthess.linalg.operator import AbstractSymmetricOperator, DenseOperator
 from disthess.reduce.hessian_store import HessianStore
 from disthess.reduce.operator import StoreOperator
 from disthess.reduce.results import Target, eigenvalues, low_rank, spectral_density, trace
@@ -122,3 +122,27 @@ def test_bad_settings_are_configuration_errors(question) -> None:  # type: ignor
 def test_anything_else_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected a store"):
         eigenvalues(np.eye(3))  # type: ignore[arg-type]
+
+
+class Vast(AbstractSymmetricOperator):
+    """As many rows as no machine has memory for."""
+
+    size = 10**13
+    dtype = np.dtype(np.float32)
+
+    def matmat(self, block: np.ndarray) -> np.ndarray:
+        raise AssertionError("a product was asked for")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda target: eigenvalues(target, 1),
+        lambda target: low_rank(target, 1),
+        lambda target: spectral_density(target),
+        lambda target: trace(target),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_refused_with_the_size(question) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(PlanError, match=r"[TP]B.* free\. Ask for fewer"):
+        question(Vast())
