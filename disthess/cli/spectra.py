@@ -29,7 +29,8 @@ def spectrum(
     as_json: JsonOption = False,
 ) -> None:
     """Extreme eigenvalues with the residual ||Hv - lambda v|| of each, and the spectral density."""
-    from disthess import api, pictures
+    from disthess import api
+    from disthess.pictures import files as pictures
     from disthess.cli import tables
 
     opened = api.open_store(store)
