@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from disthess import __version__
-from disthess.cli import jobs, reading, runs, spectra
+from disthess.cli import jobs, reading, reporting, runs, spectra
 from disthess.cli.errors import ErrorReportingGroup
 
 app = typer.Typer(
@@ -67,6 +67,8 @@ VERBS: dict[Callable[..., None], str] = {
     spectra.kronecker: "Examples: `disthess kronecker runs/digits_mlp.zarr`; "
     "`disthess kronecker runs/digits_mlp.zarr 0 2 --config configs/digits_mlp.yaml --out factors`",
     runs.compare: "Example: `disthess compare configs/digits_mlp.yaml --rank 50 --plot compare.png`",
+    reporting.report: "Examples: `disthess report runs/digits_mlp.zarr --out digits.html`; of audits, "
+    "`disthess report audits/minilm.zarr --out audits.html --title MiniLM`",
     runs.verify: "Examples: `disthess verify runs/digits_mlp.zarr`; after damage, `disthess verify "
     "runs/digits_mlp.zarr --repair --config configs/digits_mlp.yaml`",
 }

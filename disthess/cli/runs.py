@@ -251,9 +251,9 @@ def compare(
     """
     settings = settings_of(config, threads=threads)
     from disthess import comparison
-    from disthess.pictures import files as pictures
     from disthess.cli import point_tables, tables
     from disthess.loading import load_problem
+    from disthess.pictures import files as pictures
 
     section = settings.compute
     found = comparison.compare(

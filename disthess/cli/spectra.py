@@ -30,8 +30,8 @@ def spectrum(
 ) -> None:
     """Extreme eigenvalues with the residual ||Hv - lambda v|| of each, and the spectral density."""
     from disthess import api
-    from disthess.pictures import files as pictures
     from disthess.cli import tables
+    from disthess.pictures import files as pictures
 
     opened = api.open_store(store)
     pairs = api.eigenvalues(opened, k=top, part=part.value, seed=seed) if top else None

@@ -161,14 +161,14 @@ def map_drawing(words: Words, names: Sequence[str], values: np.ndarray, label: s
     """
     shown = _coarser(np.asarray(values, dtype=float))
     named = len(names) <= MOST_LABELS and len(shown) == len(names)
-    cell = min(34.0, max(15.0, 300 / max(1, len(names)))) if named else 0.0
+    cell = min(44.0, max(15.0, 320 / max(1, len(names)))) if named else 0.0
     room = min(240.0, 6.6 * max(map(len, names), default=1) + 22) if named else 56.0
     side = cell * len(names) if named else 380.0
     size = (round(room + side + 100), round(room + side + 16))
     with page_style():
         figure = new_figure(*size, layout=None)
         axes = figure.add_axes((room / size[0], room / size[1], side / size[0], side / size[1]))
-        _fill_map(figure, axes, shown, label, logarithmic, (room, side, size))
+        _fill_map(figure, axes, shown, label, logarithmic, (room, (side, side), size, room))
         if named:
             axes.set_xticks(range(len(names)), [plain_text(name) for name in names], rotation=90)
             axes.set_yticks(range(len(names)), [plain_text(name) for name in names])
@@ -182,7 +182,36 @@ def map_drawing(words: Words, names: Sequence[str], values: np.ndarray, label: s
         return svg_text(figure, words.name, words.title, words.description, size)
 
 
-def _fill_map(figure: Any, axes: Any, shown: np.ndarray, label: str, logarithmic: bool, places: Any) -> None:
+def tile_drawing(words: Words, values: np.ndarray) -> str:
+    """The entries of one block, colours by sign and size.
+
+    Args:
+        words: Name and description.
+        values: ``[r, c]``; a large one is shown by the entry of largest size among neighbours.
+    """
+    shown = _coarser_signed(values)
+    scale = 300 / max(shown.shape)
+    inner = (max(24.0, shown.shape[1] * scale), max(24.0, shown.shape[0] * scale))
+    size = (round(56 + inner[0] + 100), round(40 + inner[1] + 16))
+    with page_style():
+        figure = new_figure(*size, layout=None)
+        axes = figure.add_axes((56 / size[0], 40 / size[1], inner[0] / size[0], inner[1] / size[1]))
+        _fill_map(figure, axes, shown, "entry", False, (56, inner, size, 40), (values.shape[1], values.shape[0]))
+        axes.set_xlabel("column")
+        axes.set_ylabel("row")
+        return svg_text(figure, words.name, words.title, words.description, size)
+
+
+def _fill_map(
+    figure: Any,
+    axes: Any,
+    shown: np.ndarray,
+    label: str,
+    logarithmic: bool,
+    places: tuple[float, tuple[float, float], tuple[int, int], float],
+    reach: tuple[int, int] | None = None,
+) -> None:
+    """The cells, and their colours beside them; ``places``: left, inner size, outer size and bottom in pixels."""
     from matplotlib.colors import LogNorm, Normalize
 
     drawn = np.isfinite(shown) & ((shown > 0) | (not logarithmic))
@@ -194,22 +223,27 @@ def _fill_map(figure: Any, axes: Any, shown: np.ndarray, label: str, logarithmic
     top, bottom = float(shown[drawn].max()), float(shown[drawn].min())
     if logarithmic:
         low = max(bottom, top * 1e-6)
-        scale, colours = LogNorm(low, max(top, low * 1.001)), "viridis"
-    elif bottom < 0:
-        reach = max(top, -bottom)
-        scale, colours = Normalize(-reach, reach), "RdBu_r"
+        ends = (low, max(top, low * 1.001))
     else:
-        scale, colours = Normalize(0.0, top or 1.0), "viridis"
-    image = axes.imshow(np.ma.masked_where(~drawn, shown), norm=scale, cmap=colours, interpolation="none", aspect="auto")
-    room, side, size = places
-    beside = figure.add_axes(((room + side + 14) / size[0], room / size[1], 14 / size[0], side / size[1]))
+        ends = (-max(top, -bottom), max(top, -bottom)) if bottom < 0 else (0.0, top or 1.0)
+    scale = LogNorm(*ends) if logarithmic else Normalize(*ends)
+    colours = "RdBu_r" if ends[0] < 0 else "viridis"
+    extent = None if reach is None else (-0.5, reach[0] - 0.5, reach[1] - 0.5, -0.5)
+    image = axes.imshow(
+        np.ma.masked_where(~drawn, shown), norm=scale, cmap=colours, interpolation="none", aspect="auto", extent=extent
+    )
+    left, inner, size, bottom_room = places
+    beside = figure.add_axes(
+        ((left + inner[0] + 14) / size[0], bottom_room / size[1], 14 / size[0], inner[1] / size[1])
+    )
     bar = figure.colorbar(image, cax=beside)
     bar.solids.set_rasterized(True)
     bar.outline.set_visible(False)
     bar.set_label(label, fontsize=11)
     if logarithmic:
-        beside.yaxis.set_major_formatter(_power)
-        beside.yaxis.set_minor_formatter(_nothing)
+        bar.set_ticks(np.geomspace(*ends, 5).tolist())
+        beside.yaxis.set_major_formatter(_three)
+        beside.minorticks_off()
 
 
 def _coarser(values: np.ndarray) -> np.ndarray:
@@ -220,6 +254,17 @@ def _coarser(values: np.ndarray) -> np.ndarray:
     filled = np.where(np.isfinite(values), values, -np.inf)
     largest = np.maximum.reduceat(np.maximum.reduceat(filled, starts, axis=0), starts, axis=1)
     return np.where(np.isfinite(largest), largest, np.nan)
+
+
+def _coarser_signed(values: np.ndarray) -> np.ndarray:
+    """At most so many cells along each side, each showing the entry of largest size in it."""
+    found = np.asarray(values, dtype=float)
+    for axis in (0, 1):
+        step = -(-found.shape[axis] // MOST_CELLS)
+        starts = np.arange(0, found.shape[axis], step)
+        high, low = np.maximum.reduceat(found, starts, axis=axis), np.minimum.reduceat(found, starts, axis=axis)
+        found = np.where(high >= -low, high, low)
+    return found
 
 
 def _scale_of(values: np.ndarray) -> str:
@@ -278,7 +323,8 @@ def _name_places(axes: Any, course: Course) -> None:
         formatter.set_powerlimits((-3, 5))
         axes.yaxis.set_major_formatter(formatter)
     elif axes.get_yscale() == "log":
-        axes.yaxis.set_major_locator(LogLocator(numticks=5))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 60 * low else (1,), numticks=5))
         axes.yaxis.set_major_formatter(_power)
         axes.yaxis.set_minor_formatter(_nothing)
     else:
@@ -303,6 +349,18 @@ def _power(value: float, _place: object = None) -> str:
     if not math.isclose(abs(value), 10.0**exponent, rel_tol=1e-9):
         return f"{value:g}"
     return f"{'−' if value < 0 else ''}10{str(exponent).translate(_SUPERSCRIPTS)}"
+
+
+def _three(value: float, _place: object = None) -> str:
+    """Two digits, and a power of ten where that is shorter.
+
+    >>> _three(0.123), _three(1.5e-7), _three(20000.0)
+    ('0.12', '1.5·10⁻⁷', '2·10⁴')
+    """
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    if -3 < int(exponent) < 4:
+        return f"{value:.2g}" if int(exponent) < 2 else f"{value:.0f}"
+    return f"{mantissa.removesuffix('.0')}·10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
 
 
 def _nothing(_value: float, _place: object = None) -> str:

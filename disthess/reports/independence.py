@@ -78,7 +78,9 @@ def independence(
     left = off_diagonal(norms)
     rest = f"A block-diagonal form leaves out {share(left)} of the Frobenius norm{'' if exact else ' (estimated)'}."
     if most < WEAK:
-        return Answer("good", f"Nearly: no pair couples with C of {WEAK} or more; the strongest is {pair}. {rest}", (i, j))
+        return Answer(
+            "good", f"Nearly: no pair couples with C of {WEAK} or more; the strongest is {pair}. {rest}", (i, j)
+        )
     if float(low[rows, columns][defined].max()) < WEAK:
         return Answer(
             "warning",

@@ -48,6 +48,7 @@ class Table:
         rows: One cell per column each.
         note: Under it: what was left out, say.
         tall: Whether it scrolls in its box on a screen.
+        places: Names of the rows, to link to; none, or one each.
     """
 
     kind: ClassVar[str] = "table"
@@ -57,6 +58,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     tall: bool = False
+    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +94,13 @@ class Picture:
         svg: The element, with a name and a description; trusted.
         caption: Under it.
         narrow: The same for narrow screens, if that is another.
+        title: Above it.
     """
 
     svg: str
     caption: str
     narrow: str = ""
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)

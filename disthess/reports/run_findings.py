@@ -1,4 +1,4 @@
-"""What a report says of a run's store: read where it is stored, computed where that is quick, left out with a word where it is not."""
+"""What a report says of a run: read where it is stored, computed where that is quick, else left out and said so."""
 
 from __future__ import annotations
 

@@ -35,9 +35,9 @@ def run_page(store: HessianStore, found: RunFindings, title: str | None = None, 
         title: Above it; default the run's own.
         top: Rows of tables of the largest.
     """
-    certificates = {
-        part: store.certificate(part) for part in (*store.parts, *(["activations"] if store.activations else []))
-    }
+    certificates: dict[str, Certificate | None] = {part: store.certificate(part) for part in store.parts}
+    if store.activations:
+        certificates["activations"] = store.certificate("activations")
     sections = [
         _glance(store, found),
         spectrum_section(found, top),
@@ -175,7 +175,13 @@ def _certificates(found: dict[str, Certificate | None]) -> Section:
             )
         )
     columns = (
-        *(Column("part", False), Column("result", False), Column("worst error"), Column("allowed"), Column("asymmetry")),
+        *(
+            Column("part", False),
+            Column("result", False),
+            Column("worst error"),
+            Column("allowed"),
+            Column("asymmetry"),
+        ),
         *(Column("random vectors"), Column("against", False)),
     )
     about = (
@@ -196,7 +202,10 @@ def _tiles(store: HessianStore, found: RunFindings) -> Section:
     rows: list[tuple[str, Cell]] = [
         ("tiles done", Cell(f"{count(total - len(found.missing))} of {count(total)}")),
         ("failed for good", Cell(count(len(held)), tone="bad" if held else "plain")),
-        ("split for memory", Cell(count(split), note="exact to rounding, but not the bytes of an undivided run" if split else "")),
+        (
+            "split for memory",
+            Cell(count(split), note="exact to rounding, but not the bytes of an undivided run" if split else ""),
+        ),
         ("workers", Cell(count(len({record.worker for record in records})))),
         ("worker time", Cell(human_seconds(seconds), seconds)),
         ("written", Cell(human_bytes(written), float(written))),
@@ -246,7 +255,10 @@ def _what(store: HessianStore) -> Section:
         if value not in (None, ""):
             rows.append((name, Cell(count(value) if isinstance(value, int) else str(value))))
     rows += [
-        ("fingerprint", Cell(whole[:16], title=whole, note="of model, data, objective and settings; the first 16 digits")),
+        (
+            "fingerprint",
+            Cell(whole[:16], title=whole, note="of model, data, objective and settings; the first 16 digits"),
+        ),
         ("data", Cell(_hash(mark.get("batches")), note="hash of the hashes of all batches")),
         ("weights", Cell(_hash(mark.get("parameters")), note="hash of the hashes of all parameters")),
         ("store schema", Cell(str(attributes.get("schema", "?")))),

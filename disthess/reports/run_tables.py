@@ -22,7 +22,9 @@ _MOST_ROWS = 500
 _ABSENT = Cell("–")
 
 
-def density_picture(name: str, title: str, description: str, curves: list[Curve], ticks: np.ndarray, caption: str) -> Picture:
+def density_picture(
+    name: str, title: str, description: str, curves: list[Curve], ticks: np.ndarray, caption: str
+) -> Picture:
     """A density for wide and for narrow screens."""
     drawn = [
         density_drawing(Words(f"{name}-{kind}", title, description), curves, ticks, size)
@@ -104,10 +106,16 @@ def block_section(store: HessianStore, found: RunFindings, top: int) -> Section:
         shape = " × ".join(map(str, entry.shape)) or "1"
         line = [Cell(entry.name, note=also), Cell(shape), Cell(count(entry.numel)), Cell(str(len(entry.uses)))]
         if norms is not None and coupling is not None:
-            line += [cell(float(norms[at, at])), cell(traces.get(entry.name, math.nan)), *_partner(at, coupling, names, short)]
+            line += [
+                cell(float(norms[at, at])),
+                cell(traces.get(entry.name, math.nan)),
+                *_partner(at, coupling, names, short),
+            ]
         rows.append(tuple(line))
     more = f"{len(names) - _MOST_ROWS:,} more parameters are left out." if len(names) > _MOST_ROWS else ""
-    parts: list[Any] = [Table("parameters", f"Parameters ({count(len(names))})", tuple(columns), tuple(rows), more, len(rows) > 16)]
+    parts: list[Any] = [
+        Table("parameters", f"Parameters ({count(len(names))})", tuple(columns), tuple(rows), more, len(rows) > 16)
+    ]
     if norms is not None and coupling is not None and len(names) > 1:
         parts = [*_couplings(names, short, norms, coupling, top), *parts]
     return Section("blocks", "Blocks", tuple(parts))
@@ -122,7 +130,9 @@ def _partner(at: int, coupling: np.ndarray, names: list[str], short: tuple[str, 
     return [Cell(short[other], title=names[other]), cell(float(row[other]), 3)]
 
 
-def _couplings(names: list[str], short: tuple[str, ...], norms: np.ndarray, coupling: np.ndarray, top: int) -> list[Any]:
+def _couplings(
+    names: list[str], short: tuple[str, ...], norms: np.ndarray, coupling: np.ndarray, top: int
+) -> list[Any]:
     answer = independence(names, norms, coupling, coupling, coupling)
     rows = tuple(
         (
@@ -138,12 +148,18 @@ def _couplings(names: list[str], short: tuple[str, ...], norms: np.ndarray, coup
     largest = int(np.argmax(own))
     return [
         Text(f"May these blocks be treated as independent? {answer.text}"),
-        Text("C = |H_vw| / √(|H_vv| |H_ww|), with Frobenius norms: 0 where two blocks are independent, no upper bound in general."),
+        Text(
+            "C = |H_vw| / √(|H_vv| |H_ww|), with Frobenius norms: 0 where two blocks are independent, no upper bound in general."
+        ),
         Pictures(
             (
                 Picture(
                     map_drawing(
-                        Words("coupling", "Couplings of pairs of parameters", answer.text), short, coupling, "coupling C", False
+                        Words("coupling", "Couplings of pairs of parameters", answer.text),
+                        short,
+                        coupling,
+                        "coupling C",
+                        False,
                     ),
                     "Couplings C of pairs of parameters.",
                 ),
@@ -187,7 +203,13 @@ def kink_section(store: HessianStore) -> Section | None:
         )
         for entry in kinks[:_MOST_ROWS]
     )
-    columns = (Column("node", False), Column("operation", False), Column("entries"), Column("samples"), Column("torch takes", False))
+    columns = (
+        Column("node", False),
+        Column("operation", False),
+        Column("entries"),
+        Column("samples"),
+        Column("torch takes", False),
+    )
     text = "These entries sit where the objective has no derivative: the Hessian there is one of several."
     table = Table("kink-table", "Entries at kinks", columns, rows, "", len(rows) > 16)
     return Section("kinks", "Kinks", (Text(text, "warning"), table))

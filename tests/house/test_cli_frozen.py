@@ -20,6 +20,7 @@ PROMISED = {
     "kronecker": {"store", "layers", "--config", "--part", "--out", "--json"},
     "couplings": {"config", "--of", "--probes", "--top", "--csv", "--plot", "--seed", "--json"},
     "stopping": {"config", "--store", "--tolerance", "--json"},
+    "report": {"path", "--out", "--title", "--top", "--seconds"},
     "verify": {"store", "--repair", "--config", "--json"},
     "submit": {
         *("config", "--address", "--working-dir", "--no-upload", "--store", "--workers", "--threads"),
