@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from datetime import UTC, datetime, timedelta
@@ -35,6 +36,34 @@ def trained_problem(steps: int) -> Problem:
 def audits(count: int, every: int = 20) -> list[AuditRecord]:
     """One audit each ``every`` steps; the trace has an interval, and the rule for the largest eigenvalue is broken sometimes."""
     return [audit_of(trained_problem(every * at), every * at) for at in range(count)]
+
+
+def many_audits(count: int, blocks: int = 4) -> list[AuditRecord]:
+    """Audits that differ by noise from a few real ones; the last has that many blocks."""
+    few = audits(4, every=60)
+    noise = np.random.default_rng(0).lognormal(0.0, 0.1, count)
+    made = []
+    for at, factor in enumerate(noise.tolist()):
+        record = few[min(3, 4 * at // count)]
+        estimates = tuple(
+            dataclasses.replace(e, value=e.value * factor, low=e.low * factor, high=e.high * factor)
+            for e in record.estimates
+        )
+        step = 250 * at
+        made.append(
+            dataclasses.replace(
+                record, key=f"{step:x}", step=step, checkpoint=f"checkpoint-{step:06d}.safetensors", estimates=estimates
+            )
+        )
+    names = tuple(f"encoder.layers.{at // 4}.self_attn.{'qkvo'[at % 4]}_proj.weight" for at in range(blocks))
+    distance = np.abs(np.subtract.outer(np.arange(blocks), np.arange(blocks)))
+    coupling = np.exp(-distance / 3.0)
+    arrays = {"coupling/value": coupling, "coupling/low": coupling, "coupling/high": coupling, "norm/value": coupling}
+    own = tuple(_exact(metric, name, 1.0 + at) for at, name in enumerate(names) for metric in ("lambda_max", "trace"))
+    whole = tuple(entry for entry in made[-1].estimates if entry.block == "")
+    arrays = {**made[-1].arrays, **arrays}
+    made[-1] = dataclasses.replace(made[-1], blocks=names, arrays=arrays, estimates=(*whole, *own))
+    return made
 
 
 def audit_of(problem: Problem, step: int) -> AuditRecord:

@@ -163,8 +163,8 @@ def map_drawing(words: Words, names: Sequence[str], values: np.ndarray, label: s
     named = len(names) <= MOST_LABELS and len(shown) == len(names)
     cell = min(44.0, max(15.0, 320 / max(1, len(names)))) if named else 0.0
     room = min(240.0, 6.6 * max(map(len, names), default=1) + 22) if named else 56.0
-    side = cell * len(names) if named else 380.0
-    size = (round(room + side + 100), round(room + side + 16))
+    side = cell * len(names) if named else 344.0
+    size = (round(room + side + 92), round(room + side + 16))
     with page_style():
         figure = new_figure(*size, layout=None)
         axes = figure.add_axes((room / size[0], room / size[1], side / size[0], side / size[1]))

@@ -132,6 +132,7 @@ def _in_page(body: str, name: str) -> str:
         for colour, role in _ROLES.items():
             text = text.replace(f": {colour}", f": var(--{role})")
         text = re.sub(r"(font: (?:\d+ )?[\d.]+px) [^;\"]*", r"\1 var(--sans)", text)
+        text = re.sub(r"(;base64,)([^\"]*)", lambda data: data[1] + re.sub(r"\s+", "", data[2]), text)
         return re.sub(r' d="[^"]*"', shorter, text)
 
     return re.sub(r"<[^<>]*>", tag, body)

@@ -52,10 +52,10 @@ def _cut(name: str, longest: int) -> str:
     if len(name) <= longest:
         return name
     pieces = name.split(".")
-    for head in range(len(pieces) - 2, 0, -1):
-        for tail in (2, 1):
+    for tail in (2, 1):
+        for head in range(len(pieces) - tail - 1, 0, -1):
             brief = f"{'.'.join(pieces[:head])}…{'.'.join(pieces[-tail:])}"
-            if head + tail < len(pieces) and len(brief) <= longest:
+            if len(brief) <= longest:
                 return brief
     keep = (longest - 1) // 2
     return f"{name[:keep]}…{name[-keep:]}"
