@@ -66,7 +66,9 @@ class Browser:
     def print(self, path: Path) -> None:
         """As PDF, A4, as a reader's own printing would be."""
         self.command("Emulation.setEmulatedMedia", media="", features=[])
-        found = self.command("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.69, preferCSSPageSize=True)
+        found = self.command(
+            "Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.69, preferCSSPageSize=True
+        )
         path.write_bytes(base64.b64decode(found["data"]))
 
 

@@ -78,7 +78,9 @@ def rows_of(page: Element, name: str) -> list[list[str]]:
     """Texts of a table's body."""
     table = next(element for element in page.all("table") if element.attributes.get("id") == name)
     body = table.all("tbody")[0]
-    return [[" ".join(cell.text.split()) for cell in row.children if isinstance(cell, Element)] for row in body.all("tr")]
+    return [
+        [" ".join(cell.text.split()) for cell in row.children if isinstance(cell, Element)] for row in body.all("tr")
+    ]
 
 
 def check_page(text: str) -> Element:

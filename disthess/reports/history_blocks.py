@@ -29,19 +29,17 @@ def block_section(found: Ordered) -> Section | None:
     ]
     if not names or not metrics:
         return None
-    first = next(
-        (estimates for estimates in found.found if any(("lambda_max", block) in estimates for block in names)), None
-    )
-    compared = first is not None and first is not latest and "lambda_max" in metrics
+    first = {} if found.baseline is None else found.found[found.baseline]
+    compared = "lambda_max" in metrics and any(("lambda_max", block) in first for block in names)
     rows = []
     for block in names[:_MOST_BLOCKS]:
         line = [Cell(block), *(shown(latest.get((metric, block))) for metric in metrics)]
-        if compared and first is not None:
+        if compared:
             line.append(_ratio(latest.get(("lambda_max", block)), first.get(("lambda_max", block))))
         rows.append(tuple(line))
     columns = [Column("block", False), *(Column(METRICS[metric].title) for metric in metrics)]
     if compared:
-        columns.append(Column("largest eigenvalue, over the first audit's"))
+        columns.append(Column("largest eigenvalue, to the first audit's"))
     more = f"{len(names) - _MOST_BLOCKS:,} more blocks are left out." if len(names) > _MOST_BLOCKS else ""
     table = Table(
         "block-table",

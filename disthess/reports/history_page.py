@@ -150,7 +150,7 @@ def _audits(found: Ordered) -> Section:
 def _facts(found: Ordered) -> Section:
     latest = found.latest
     rows: list[tuple[str, Cell]] = [
-        ("checkpoint", Cell(latest.checkpoint)),
+        ("checkpoint's name", Cell(latest.checkpoint)),
         ("key", Cell(latest.key)),
         ("taken (UTC)", Cell(date_of(latest.taken))),
         ("products", Cell(count(latest.products), float(latest.products))),

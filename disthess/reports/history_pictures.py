@@ -30,21 +30,28 @@ def courses_section(found: Ordered) -> Section:
         if name not in _NOT_DRAWN and np.isfinite(course.values).any():
             words = Words(f"course-{anchor(name)}", f"{metric.title} over training", _words_of(found, course))
             drawn.append(Picture(course_drawing(words, course, _SIZE), words.description, title=course.label))
-    about = "Bands are the intervals of the numbers; diamonds mark audits in which a rule about the metric was broken."
-    return Section("courses", "Over training", (Text(about), Pictures(tuple(drawn), beside=True)))
+    about = (
+        "Bands are the intervals of the numbers; diamonds mark audits in which a rule about the number was broken. Rules about "
+        "blocks are in the table of alerts."
+    )
+    parts: list[Text | Pictures] = [Text(about), Pictures(tuple(drawn), beside=True)]
+    if len({record.facts.get("data") for record in found.records}) > 1:
+        parts.insert(
+            1,
+            Text("Not all audits are on the same data: a jump may be theirs. Facts says where they change.", "warning"),
+        )
+    return Section("courses", "Over training", tuple(parts))
 
 
 def density_section(found: Ordered) -> Section | None:
-    """The latest density, and the first of the history under it."""
-    having = [at for at, record in enumerate(found.records) if _density(record, "") is not None]
-    if not having or having[-1] != len(found.records) - 1:
+    """The latest density, and that of the first audit on the same data under it."""
+    latest = _density(found.latest, f"latest, {found.label(len(found.records) - 1)}")
+    if latest is None:
         return None
-    last = having[-1]
-    latest = _density(found.records[last], f"latest, {found.label(last)}")
-    curves = [curve for curve in [latest] if curve is not None]
-    if having[0] != last:
-        first = _density(found.records[having[0]], f"first, {found.label(having[0])}")
-        curves += [curve for curve in [first] if curve is not None]
+    curves = [latest]
+    if found.baseline is not None:
+        first = _density(found.records[found.baseline], f"first, {found.label(found.baseline)}")
+        curves += [] if first is None else [first]
     says = []
     for curve in curves:
         mean, spread = moments(curve.grid, curve.density)
@@ -54,9 +61,8 @@ def density_section(found: Ordered) -> Section | None:
         )
     text = "; ".join(says)
     caption = f"{text}. Bands are two standard errors."
-    picture = density_picture(
-        "density", "Spectral density, latest and first audit", f"{text}.", curves, np.zeros(0), caption
-    )
+    title = "Spectral density, latest audit and first on the same data" if len(curves) > 1 else "Spectral density"
+    picture = density_picture("density", title, f"{text}.", curves, np.zeros(0), caption)
     return Section("density", "Spectral density", (Pictures((picture,)),))
 
 

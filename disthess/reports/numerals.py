@@ -34,8 +34,8 @@ def with_interval(value: float, low: float, high: float) -> str:
 
     >>> with_interval(12.3456, 12.3333, 12.3579), with_interval(3.0, 3.0, 3.0), with_interval(2.0, 0.5, 2.1)
     ('12.346 ± 0.012', '3.000', '2.000 [0.5000, 2.100]')
-    >>> with_interval(1.2345e-7, 1.2e-7, 1.27e-7), with_interval(float("nan"), 0.0, 1.0)
-    ('(1.234 ± 0.035) × 10⁻⁷', '–')
+    >>> with_interval(1.2346e-7, 1.2e-7, 1.27e-7), with_interval(float("nan"), 0.0, 1.0)
+    ('(1.235 ± 0.035) × 10⁻⁷', '–')
     """
     if math.isnan(value) or low == value == high or math.isnan(low) or math.isnan(high):
         return number(value)

@@ -36,6 +36,12 @@ class Ordered:
         """That metric in every audit; None where it was not measured."""
         return [estimates.get((metric, block)) for estimates in self.found]
 
+    @property
+    def baseline(self) -> int | None:
+        """The first audit on the same data as the latest, which it is compared with; None where that is the latest itself."""
+        data, last = self.latest.facts.get("data"), len(self.records) - 1
+        return next((at for at, record in enumerate(self.records[:last]) if record.facts.get("data") == data), None)
+
     def label(self, index: int) -> str:
         """Which audit, for people."""
         record = self.records[index]

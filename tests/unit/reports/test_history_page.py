@@ -74,7 +74,9 @@ def test_alerts_are_on_top_with_audit_rule_and_message(records: list[AuditRecord
 
 
 def test_the_latest_alert_is_said_in_full_on_top(records: list[AuditRecord]) -> None:
-    last = dataclasses.replace(records[-1], alerts=(Alert("flat", "trace", BLOCKS[1], 1.0, 0.5, "trace is 1, allowed 0.5"),))
+    last = dataclasses.replace(
+        records[-1], alerts=(Alert("flat", "trace", BLOCKS[1], 1.0, 0.5, "trace is 1, allowed 0.5"),)
+    )
     page = check_page(to_html(history_page([*records[:-1], last])))
     top = page.all("header")[0].text
     assert "1 alert in the latest audit." in top

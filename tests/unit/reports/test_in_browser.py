@@ -1,4 +1,4 @@
-"""Pages in Chromium: nothing is asked of a network, nothing overflows a telephone, every picture has a name, links lead somewhere."""
+"""Pages in Chromium: nothing is asked of a network, nothing overflows a telephone, pictures have names, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -39,8 +39,17 @@ return [document.documentElement.scrollWidth - limit, outside.map(e => e.outerHT
 """
 CONTRAST = """
 const channel = c => { c /= 255; return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
-const light = s => { const [r, g, b] = s.match(/[\\d.]+/g).map(Number); return 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b); };
-const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (!c.endsWith(', 0)')) return c; } return 'rgb(255,255,255)'; };
+const light = s => {
+  const [r, g, b] = s.match(/[\\d.]+/g).map(Number);
+  return 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+};
+const behind = e => {
+  for (; e; e = e.parentElement) {
+    const colour = getComputedStyle(e).backgroundColor;
+    if (!colour.endsWith(', 0)')) return colour;
+  }
+  return 'rgb(255,255,255)';
+};
 const worst = {};
 for (const e of document.querySelectorAll('p, h1, h2, h3, a, dt, dd, small, th, td, caption, figcaption, strong, li, text')) {
   const own = getComputedStyle(e), ink = light(e.tagName == 'text' ? own.fill : own.color), paper = light(behind(e));
