@@ -31,10 +31,14 @@ class Answer:
 
 
 def coupling_of(norms: np.ndarray) -> np.ndarray:
-    """``C = |H_vw| / sqrt(|H_vv| |H_ww|)`` of exact norms, ``[n, n]``; NaN where a block is zero."""
+    """``C = |H_vw| / sqrt(|H_vv| |H_ww|)`` of exact norms, ``[n, n]``.
+
+    Infinite where an own block is zero and the pair is not: dependent all the same. NaN where both are zero.
+    """
     own = np.diag(norms)
     scale = np.sqrt(np.outer(own, own))
-    return np.divide(norms, scale, out=np.full_like(norms, math.nan), where=scale > 0)
+    undefined = np.where(norms > 0, math.inf, math.nan)
+    return np.divide(norms, scale, out=undefined, where=scale > 0)
 
 
 def off_diagonal(norms: np.ndarray) -> float:
@@ -48,8 +52,8 @@ def strongest_pairs(coupling: np.ndarray, most: int) -> list[tuple[int, int]]:
     """Pairs of different blocks with the largest coupling first."""
     rows, columns = np.triu_indices(len(coupling), 1)
     values = coupling[rows, columns]
-    order = np.argsort(-np.where(np.isfinite(values), values, -np.inf), kind="stable")[:most]
-    return [(int(rows[at]), int(columns[at])) for at in order if math.isfinite(values[at])]
+    order = np.argsort(-np.where(np.isnan(values), -np.inf, values), kind="stable")[:most]
+    return [(int(rows[at]), int(columns[at])) for at in order if not math.isnan(values[at])]
 
 
 def independence(
@@ -70,8 +74,9 @@ def independence(
     i, j = pairs[0]
     upper = np.where(np.isfinite(high), high, math.inf)
     rows, columns = np.triu_indices(len(coupling), 1)
-    defined = np.isfinite(coupling[rows, columns])
-    most = float(upper[rows, columns][defined].max())
+    defined = ~np.isnan(coupling[rows, columns])
+    unknown = int(np.count_nonzero(~defined & ~(norms[rows, columns] == 0)))
+    most = math.inf if unknown else float(upper[rows, columns][defined].max())
     exact = low[i, j] == coupling[i, j] == high[i, j]
     ends = "" if exact else f" [{number(float(low[i, j]), 3)}, {number(float(high[i, j]), 3)}]"
     pair = f"{names[i]} and {names[j]}, C = {number(float(coupling[i, j]), 3)}{ends}"
@@ -82,10 +87,11 @@ def independence(
             "good", f"Nearly: no pair couples with C of {WEAK} or more; the strongest is {pair}. {rest}", (i, j)
         )
     if float(low[rows, columns][defined].max()) < WEAK:
+        doubt = f"{unknown} have no known value" if unknown else f"intervals reach {number(most, 3)}"
         return Answer(
             "warning",
-            f"Undecided: no coupling is shown to reach {WEAK}, but intervals reach {number(most, 3)}; the strongest is {pair}. "
-            f"{rest} More probes narrow the intervals.",
+            f"Undecided: no coupling is shown to reach {WEAK}, but {doubt}; the strongest is {pair}. {rest} More probes narrow "
+            "the intervals.",
             (i, j),
         )
     return Answer("bad", f"No: the strongest pair is {pair}. {rest}", (i, j))

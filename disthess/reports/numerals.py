@@ -32,8 +32,12 @@ def number(value: float, digits: int = 4) -> str:
 def with_interval(value: float, low: float, high: float) -> str:
     """A number with its interval: ``±`` where that is even on both sides, else both ends.
 
+    Ends that look like the number itself are given by ``±`` too, with the longer of the two sides: it holds the interval.
+
     >>> with_interval(12.3456, 12.3333, 12.3579), with_interval(3.0, 3.0, 3.0), with_interval(2.0, 0.5, 2.1)
     ('12.346 ± 0.012', '3.000', '2.000 [0.5000, 2.100]')
+    >>> with_interval(0.8366, 0.8366, 0.8366 + 2e-15)
+    '0.8366 ± 2.0 × 10⁻¹⁵'
     >>> with_interval(1.2346e-7, 1.2e-7, 1.27e-7), with_interval(float("nan"), 0.0, 1.0)
     ('(1.235 ± 0.035) × 10⁻⁷', '–')
     """
@@ -41,6 +45,9 @@ def with_interval(value: float, low: float, high: float) -> str:
         return number(value)
     half = 0.5 * (high - low)
     even = math.isfinite(half) and abs((high - value) - (value - low)) <= 0.1 * half
+    longer = max(high - value, value - low)
+    if not even and longer > 0 and number(low) == number(value) == number(high):
+        return f"{number(value)} ± {number(longer, 2)}"
     if not even or half <= 0 or half >= 1e3 * abs(value):
         return f"{number(value)} [{number(low)}, {number(high)}]"
     scale = _exponent(value)

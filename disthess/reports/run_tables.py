@@ -122,7 +122,7 @@ def block_section(store: HessianStore, found: RunFindings, top: int) -> Section:
 
 
 def _partner(at: int, coupling: np.ndarray, names: list[str], short: tuple[str, ...]) -> list[Cell]:
-    row = np.where(np.isfinite(coupling[at]), coupling[at], -1.0)
+    row = np.where(np.isnan(coupling[at]), -1.0, coupling[at])
     row[at] = -1.0
     other = int(np.argmax(row))
     if row[other] < 0:
