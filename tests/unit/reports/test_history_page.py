@@ -29,6 +29,12 @@ def text(records: list[AuditRecord]) -> str:
     return to_html(history_page(records))
 
 
+def lean(records: list[AuditRecord]) -> list[AuditRecord]:
+    """Without what takes long to draw."""
+    few = [tuple(e for e in record.estimates if e.metric in ("loss", "lambda_max")) for record in records]
+    return [dataclasses.replace(r, arrays={}, blocks=(), estimates=e) for r, e in zip(records, few, strict=True)]
+
+
 def test_the_numbers_are_those_of_the_latest_dense_hessian(text: str) -> None:
     page = check_page(text)
     values = np.linalg.eigvalsh(np.asarray(disthess.reference_hessian(trained_problem(300))))
@@ -74,10 +80,9 @@ def test_alerts_are_on_top_with_audit_rule_and_message(records: list[AuditRecord
 
 
 def test_the_latest_alert_is_said_in_full_on_top(records: list[AuditRecord]) -> None:
-    last = dataclasses.replace(
-        records[-1], alerts=(Alert("flat", "trace", BLOCKS[1], 1.0, 0.5, "trace is 1, allowed 0.5"),)
-    )
-    page = check_page(to_html(history_page([*records[:-1], last])))
+    *before, latest = lean(records)
+    alert = Alert("flat", "trace", BLOCKS[1], 1.0, 0.5, "trace is 1, allowed 0.5")
+    page = check_page(to_html(history_page([*before, dataclasses.replace(latest, alerts=(alert,))])))
     top = page.all("header")[0].text
     assert "1 alert in the latest audit." in top
     assert "flat: trace is 1, allowed 0.5" in " ".join(top.split())
@@ -120,12 +125,13 @@ def test_five_hundred_audits_with_three_hundred_blocks_stay_small() -> None:
     assert len(rows_of(page, "block-table")) == 300
 
 
-def test_audits_are_in_the_order_of_training_however_they_were_appended(records: list[AuditRecord], text: str) -> None:
-    assert to_html(history_page([records[3], *records[:3], *records[4:]])) == text
+def test_audits_are_in_the_order_of_training_however_they_were_appended(records: list[AuditRecord]) -> None:
+    few = lean(records)
+    assert to_html(history_page([few[3], *few[:3], *few[4:]])) == to_html(history_page(few))
 
 
 def test_without_steps_dates_are_the_axis_and_without_dates_numbers(records: list[AuditRecord]) -> None:
-    dated = [dataclasses.replace(record, step=None) for record in records[:3]]
+    dated = [dataclasses.replace(record, step=None) for record in lean(records[:3])]
     assert ">date<" in to_html(history_page(dated))
     bare = [dataclasses.replace(record, taken="some day") for record in dated]
     assert ">audit<" in to_html(history_page(bare))
@@ -180,17 +186,18 @@ def test_the_coupling_map_answers_with_its_intervals(text: str, records: list[Au
 
 
 def test_what_changed_between_audits_is_listed(records: list[AuditRecord]) -> None:
-    later = [dataclasses.replace(record, facts={**record.facts, "torch": "2.14"}) for record in records[3:]]
-    page = check_page(to_html(history_page([*records[:3], *later])))
+    few = lean(records)
+    later = [dataclasses.replace(record, facts={**record.facts, "torch": "2.14"}) for record in few[3:]]
+    page = check_page(to_html(history_page([*few[:3], *later])))
     assert rows_of(page, "changes") == [["step 180", "torch", "2.13", "2.14"]]
 
 
 def test_a_history_on_disk_gives_the_same_page(tmp_path: Path, records: list[AuditRecord]) -> None:
     history = History.open_or_create(tmp_path / "audits.zarr")
-    for record in records[:3]:
+    for record in records[:2]:
         history.append(record)
     out = disthess.report(tmp_path / "audits.zarr", tmp_path / "sub" / "page.html", title="Training")
     found = out.read_text(encoding="utf-8")
     check_page(found)
-    expected = to_html(history_page(records[:3], "Training", place=str(history.path)))
+    expected = to_html(history_page(records[:2], "Training", place=str(history.path)))
     assert found == expected
