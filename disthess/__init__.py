@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from disthess.parallel import operator as operator
     from disthess.problem import Problem as Problem
     from disthess.reduce.ray_cluster import dask_cluster as dask_cluster
+    from disthess.reports.write import report as report
     from disthess.sections import attention_sections as attention_sections
     from disthess.steps import newton as newton
     from disthess.steps import stopping_report as stopping_report
@@ -71,6 +72,7 @@ _HOMES = {
     "attention_sections": "disthess.sections",
     "dask_cluster": "disthess.reduce.ray_cluster",
     "repair": "disthess.mend",
+    "report": "disthess.reports.write",
 }
 
 __all__ = [
@@ -101,6 +103,7 @@ __all__ = [
     "attention_sections",
     "dask_cluster",
     "repair",
+    "report",
     "__version__",
 ]
 

@@ -37,7 +37,7 @@ def history(
     as_json: JsonOption = False,
 ) -> None:
     """List the audits of a history: checkpoint, date, key numbers with their intervals, alerts."""
-    from disthess import pictures
+    from disthess.pictures import files as pictures
     from disthess.audits.encode import record_to_json
     from disthess.audits.history import History
     from disthess.cli.tables import draw, save_text

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from disthess import __version__
-from disthess.cli import audit_reading, jobs, reading, runs, scheduling, spectra
+from disthess.cli import audit_reading, jobs, reading, reporting, runs, scheduling, spectra
 from disthess.cli.errors import ErrorReportingGroup
 
 app = typer.Typer(
@@ -71,6 +71,8 @@ VERBS: dict[Callable[..., None], str] = {
     audit_reading.diff: "Examples: `disthess diff runs/a.zarr runs/b.zarr`; two audits of a history: "
     "`disthess diff runs/audits.zarr@1000 runs/audits.zarr@-1 --csv diff.csv`",
     runs.compare: "Example: `disthess compare configs/digits_mlp.yaml --rank 50 --plot compare.png`",
+    reporting.report: "Examples: `disthess report runs/digits_mlp.zarr --out digits.html`; of audits, "
+    "`disthess report audits/minilm.zarr --out audits.html --title MiniLM`",
     runs.verify: "Examples: `disthess verify runs/digits_mlp.zarr`; after damage, `disthess verify "
     "runs/digits_mlp.zarr --repair --config configs/digits_mlp.yaml`",
 }

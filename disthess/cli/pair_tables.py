@@ -24,7 +24,7 @@ LABELS = {
 
 def write_pairs(pairs: Any, metric: str, csv: Path | None, plot: Path | None) -> None:
     """The files that were asked for."""
-    from disthess import pictures
+    from disthess.pictures import files as pictures
 
     if csv is not None:
         save_text(csv, pairs.to_csv())
@@ -52,7 +52,7 @@ def print_pairs(pairs: Any, metric: str, top: int, csv: Path | None, plot: Path 
 
 def write_couplings(found: Any, csv: Path | None, plot: Path | None) -> None:
     """The files that were asked for."""
-    from disthess import pictures
+    from disthess.pictures import files as pictures
 
     if csv is not None:
         save_text(csv, found.to_csv())

@@ -46,7 +46,7 @@ def curvature_summary(found: Any) -> dict[str, Any]:
 
 def draw_curvature(path: Path, found: Any) -> None:
     """Shares as bars."""
-    from disthess import pictures
+    from disthess.pictures import files as pictures
 
     rows = sorted(found.rows, key=lambda row: -abs(row.share))[:40]
     title = f"What the {found.part} is made of"

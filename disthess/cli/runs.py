@@ -250,9 +250,10 @@ def compare(
     store is neither read nor written; seconds are those of getting there from the problem.
     """
     settings = settings_of(config, threads=threads)
-    from disthess import comparison, pictures
+    from disthess import comparison
     from disthess.cli import point_tables, tables
     from disthess.loading import load_problem
+    from disthess.pictures import files as pictures
 
     section = settings.compute
     found = comparison.compare(

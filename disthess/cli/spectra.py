@@ -29,8 +29,9 @@ def spectrum(
     as_json: JsonOption = False,
 ) -> None:
     """Extreme eigenvalues with the residual ||Hv - lambda v|| of each, and the spectral density."""
-    from disthess import api, pictures
+    from disthess import api
     from disthess.cli import tables
+    from disthess.pictures import files as pictures
 
     opened = api.open_store(store)
     pairs = api.eigenvalues(opened, k=top, part=part.value, seed=seed) if top else None

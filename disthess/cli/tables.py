@@ -26,7 +26,8 @@ _KINK_ROWS = 8
 
 def print_run(store: Any, report: ReportSection, path: str) -> None:
     """What ``disthess run`` shows of a finished store."""
-    from disthess import api, pictures
+    from disthess import api
+    from disthess.pictures import files as pictures
 
     print_certificates(store)
     print_splits(store)

@@ -25,6 +25,7 @@ PROMISED = {
         *("--working-dir", "--timezone", "--deadline", "--out"),
     },
     "stopping": {"config", "--store", "--tolerance", "--json"},
+    "report": {"path", "--out", "--title", "--top", "--seconds"},
     "verify": {"store", "--repair", "--config", "--json"},
     "submit": {
         *("config", "--address", "--working-dir", "--no-upload", "--store", "--workers", "--threads"),

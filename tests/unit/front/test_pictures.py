@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from disthess.pictures import _shrunk, block_picture, spectrum_picture
+from disthess.pictures.files import _shrunk, block_picture, spectrum_picture
 
 CURVE = SimpleNamespace(
     grid=np.linspace(-1, 5, 50), density=np.exp(-(np.linspace(-1, 5, 50) ** 2)), standard_error=np.full(50, 0.01)

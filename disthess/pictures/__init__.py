@@ -1,0 +1,1 @@
+"""Pictures by Matplotlib: files beside a run, and drawings inside a report."""
