@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from disthess.factors import kronecker as kronecker
     from disthess.factors import save_factors as save_factors
     from disthess.mend import repair as repair
+    from disthess.ondemand import open_cache as open_cache
     from disthess.problem import Problem as Problem
     from disthess.reduce.ray_cluster import dask_cluster as dask_cluster
     from disthess.sections import attention_sections as attention_sections
@@ -65,6 +66,7 @@ _HOMES = {
     "attention_sections": "disthess.sections",
     "dask_cluster": "disthess.reduce.ray_cluster",
     "repair": "disthess.mend",
+    "open_cache": "disthess.ondemand",
 }
 
 __all__ = [
@@ -92,6 +94,7 @@ __all__ = [
     "attention_sections",
     "dask_cluster",
     "repair",
+    "open_cache",
     "__version__",
 ]
 

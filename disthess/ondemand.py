@@ -1,7 +1,7 @@
 """Blocks of a Hessian that nobody could store, computed when they are asked for and kept in a cache.
 
-`open_cache` gives a `HessianCache`. Asking it for rows and columns reads the chunks that are there; with ``compute=True`` it computes
-the others, checks them against another product of the eager model, and writes them, so that asking again takes no computing.
+`open_cache` gives a `HessianCache`. Asking it for rows and columns reads the chunks that are there; with ``compute=True`` it
+computes the others, checks them against another product of the eager model, and writes them, so that asking again takes none.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ class HessianCache:
     """Blocks of ``H = d2 L / d theta2`` that somebody asked for. ``disthess.open_cache`` gives one.
 
     Everything is in the objective's own scale, in ``named_parameters()`` order, each parameter flattened row-major. Rows and
-    columns are given as a slice, a range or a number in ``range(P)``, or as text: a parameter, or ranges of one,
-    ``"in_proj_weight[0:64]"`` or ``"weight[:, 64:128]"``.
+    columns are given as a slice, a range or a number in ``range(P)``; as text, a parameter or ranges of one,
+    ``"in_proj_weight[0:64]"`` or ``"weight[:, 64:128]"``; or as such a text and a slice of its entries,
+    ``("in_proj_weight", slice(0, 1024))``.
 
     Args:
         store: The raw store.
@@ -95,9 +96,7 @@ class HessianCache:
         products: Unit vectors multiplied by this object so far.
     """
 
-    def __init__(
-        self, store: CacheStore, problem: Problem | None = None, memory_bytes: int | None = None
-    ) -> None:
+    def __init__(self, store: CacheStore, problem: Problem | None = None, memory_bytes: int | None = None) -> None:
         self.store = store
         self.products = 0
         self._problem = problem
@@ -138,8 +137,8 @@ class HessianCache:
         Args:
             rows: Which rows; see the class.
             cols: Which columns.
-            compute: Compute what is not there yet, check it and keep it. Two computing processes take turns at one cache: the second
-                is refused while the first is at work.
+            compute: Compute what is not there yet, check it and keep it. While one process computes into a cache, another
+                that wants to is refused.
             progress: Called with (products done, products).
 
         Returns:
@@ -344,7 +343,9 @@ def open_cache(
     identity = {**problem_fingerprint(bound, names), "dtype": name}
     if store is None:
         specs = [
-            ParameterSpec(p.name, p.aliases, tuple(p.tensor.shape), rank, (p.name,), bound.weight_decay.get(p.name, 0.0))
+            ParameterSpec(
+                p.name, p.aliases, tuple(p.tensor.shape), rank, (p.name,), bound.weight_decay.get(p.name, 0.0)
+            )
             for rank, p in enumerate(p for p in bound.parameters() if p.name in set(names))
         ]
         side = min(chunk, sum(spec.numel for spec in specs))

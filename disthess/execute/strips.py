@@ -59,6 +59,8 @@ class Checked:
 def strips_of(missing: Sequence[tuple[int, int]]) -> list[Strip]:
     """Chunks grouped so that few unit vectors answer for all: by rows or by columns, whichever are fewer.
 
+    Where both are as many, by columns, which come later in the model: to pull the later gradient back took half the time.
+
     >>> strips_of([(0, 1), (0, 2)])
     [Strip(along=0, others=(1, 2))]
     """
@@ -67,7 +69,7 @@ def strips_of(missing: Sequence[tuple[int, int]]) -> list[Strip]:
     for row, column in missing:
         rows.setdefault(row, []).append(column)
         columns.setdefault(column, []).append(row)
-    fewer = rows if len(rows) <= len(columns) else columns
+    fewer = rows if len(rows) < len(columns) else columns
     return [Strip(along, tuple(sorted(others))) for along, others in sorted(fewer.items())]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from disthess.errors import ConfigError
+from disthess.reduce.arrays import PanelReader, lazy_block
 from disthess.reduce.sections import Sections
 from disthess.store.layout import ParameterSpec
 from disthess.types import Span
@@ -55,7 +56,8 @@ def find_places(parameters: Sequence[ParameterSpec], asked: Any, named: dict[str
 
     Args:
         parameters: In user order.
-        asked: A slice, range or number in ``range(P)``, or the text of a parameter or of ranges of one.
+        asked: A slice, range or number in ``range(P)``; the text of a parameter or of ranges of one; or such a text and a slice of
+            its entries, ``("encoder.weight", slice(0, 1024))``.
         named: Sections by name.
 
     Raises:
@@ -63,6 +65,15 @@ def find_places(parameters: Sequence[ParameterSpec], asked: Any, named: dict[str
         ConfigError: It is none of these, or empty, or outside.
     """
     numel = sum(parameter.numel for parameter in parameters)
+    if isinstance(asked, tuple):
+        if len(asked) != 2 or not isinstance(asked[0], str):
+            raise ConfigError(f"{asked!r} says no rows or columns; a pair is a name and a slice of its entries.")
+        whole = find_places(parameters, asked[0], named)
+        span = _range(asked[1], whole.count, asked[0])
+        text = f"{asked[0]}, entries {span.start}:{span.stop}"
+        if whole.indices is None:
+            return Places(text, whole.start + span.start, span.size)
+        return Places(text, whole.start, span.size, whole.indices[span.start : span.stop])
     if isinstance(asked, str):
         section = Sections(parameters, named or {}).find(asked)
         first = next(i for i, parameter in enumerate(parameters) if parameter.name == section.parameter.name)
@@ -71,11 +82,45 @@ def find_places(parameters: Sequence[ParameterSpec], asked: Any, named: dict[str
         if isinstance(within, slice):
             return Places(asked, start + within.start, within.stop - within.start)
         return Places(asked, start, len(within), within)
-    span = _range(asked, numel)
+    span = _range(asked, numel, "all parameters")
     return Places(f"{span.start}:{span.stop}", span.start, span.size)
 
 
-def _range(asked: Any, numel: int) -> Span:
+@dataclass(frozen=True, slots=True)
+class ParameterPlaces:
+    """Entries of one parameter, in increasing order.
+
+    Attributes:
+        parameter: Which.
+        indices: Where they are in it.
+    """
+
+    parameter: ParameterSpec
+    indices: np.ndarray
+
+
+def places_by_parameter(
+    parameters: Sequence[ParameterSpec], asked: Any, named: dict[str, str]
+) -> tuple[ParameterPlaces, ...]:
+    """As `find_places`, parameter by parameter."""
+    places, start, found = find_places(parameters, asked, named), 0, []
+    for parameter in parameters:
+        _, indices = places.inside(Span(start, start + parameter.numel))
+        start += parameter.numel
+        if indices.size:
+            found.append(ParameterPlaces(parameter, indices))
+    return tuple(found)
+
+
+def read_places(reader: PanelReader, rows: ParameterPlaces, columns: ParameterPlaces) -> np.ndarray:
+    """Entries of a store, ``[rows, columns]``; of the block no more is read than lies between the first and the last."""
+    tops, lefts = rows.indices, columns.indices
+    found = lazy_block(reader, rows.parameter, columns.parameter)
+    within = found[tops[0] : tops[-1] + 1, lefts[0] : lefts[-1] + 1].compute(scheduler="threads")
+    return np.asarray(within)[np.ix_(tops - tops[0], lefts - lefts[0])]
+
+
+def _range(asked: Any, numel: int, of: str) -> Span:
     try:
         if isinstance(asked, (slice, range)):
             if asked.step not in (None, 1):
@@ -86,11 +131,11 @@ def _range(asked: Any, numel: int) -> Span:
             ends = [number, number + 1 or None]
     except TypeError as error:
         raise ConfigError(
-            f"{asked!r} says no rows or columns. Give a slice or range of the {numel:,} parameters, or the name of a parameter or "
-            f"section."
+            f"{asked!r} says no rows or columns. Give a slice or range of the {numel:,} entries of {of}, or the name of a "
+            f"parameter or section."
         ) from error
     inside = all(end is None or -numel <= end <= numel for end in ends)
     begin, stop, _ = slice(*ends).indices(numel)
     if not inside or stop <= begin:
-        raise ConfigError(f"{asked!r} is empty or outside the {numel:,} parameters.")
+        raise ConfigError(f"{asked!r} is empty or outside the {numel:,} entries of {of}.")
     return Span(begin, stop)

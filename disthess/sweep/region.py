@@ -224,7 +224,7 @@ class RegionEngine:
         return values if decay is None else values + decay.to(values)
 
 
-STACK = 32
+STACK = 64
 """Most unit vectors that are pulled back at once."""
 
 
@@ -262,9 +262,7 @@ def _spread(problem: Problem, pieces: Sequence[Piece], vector: Tensor) -> dict[s
     return {name: value.reshape(tensors[name].shape) for name, value in spread.items()}
 
 
-def _pushed(
-    problem: Problem, index: int, rows: Sequence[Piece], columns: Sequence[Piece], vector: Tensor
-) -> Tensor:
+def _pushed(problem: Problem, index: int, rows: Sequence[Piece], columns: Sequence[Piece], vector: Tensor) -> Tensor:
     tensors = {parameter.name: parameter.tensor.detach() for parameter in problem.parameters()}
     tangents = _spread(problem, columns, vector)
     with forward.dual_level():
@@ -291,9 +289,7 @@ def _still(leaf: Any) -> Any:
     return forward.make_dual(leaf, torch.zeros_like(leaf).detach()) if moves else leaf
 
 
-def _pulled(
-    problem: Problem, index: int, rows: Sequence[Piece], columns: Sequence[Piece], vector: Tensor
-) -> Tensor:
+def _pulled(problem: Problem, index: int, rows: Sequence[Piece], columns: Sequence[Piece], vector: Tensor) -> Tensor:
     tensors = {parameter.name: parameter.tensor.detach() for parameter in problem.parameters()}
     leaves = {name: tensors[name].clone().requires_grad_() for name in _names(rows, columns)}
     value = problem.weights[index] * problem.value(problem.batches[index], {**tensors, **leaves})
@@ -322,4 +318,3 @@ def _decay(problem: Problem, rows: Sequence[Piece], columns: Sequence[Piece]) ->
             left += column.span.size
         top += row.span.size
     return found
-
