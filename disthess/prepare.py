@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from disthess import hvp
+from disthess.cut import cut_parameters
 from disthess.errors import ConfigError, GraphError
 from disthess.execute.threads import default_threads
 from disthess.graph.program import Program, build_programs, rounds_inside
@@ -102,7 +103,8 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True, plannin
     dtype: DType = "float64" if name == "float64" else "float32"
     lacking = bool(planning and problem.without_values)
     bound = problem.to(getattr(torch, dtype), "meta" if lacking else "cpu")
-    names = select_parameters(bound, options.parameters)
+    cut = cut_parameters(bound, _patterns(options.parameters))
+    names = select_parameters(bound, options.parameters, cut)
     if checked:
         check_problem(bound, names)
     programs, method, reason = _capture(bound, names, options, checked)
@@ -145,8 +147,8 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True, plannin
     return Prepared(bound, names, programs, make_plan(workload, request), inside)
 
 
-def select_parameters(problem: Problem, wanted: str | Sequence[str] | None) -> tuple[str, ...]:
-    """First names of the trainable parameters that match any of the globs, in user order.
+def select_parameters(problem: Problem, wanted: str | Sequence[str] | None, cut: Sequence[str] = ()) -> tuple[str, ...]:
+    """First names of the trainable parameters that match any of the globs, in user order, and of those ``cut`` out as ranges.
 
     Raises:
         ConfigError: A glob matches no trainable parameter; near names are offered.
@@ -155,8 +157,10 @@ def select_parameters(problem: Problem, wanted: str | Sequence[str] | None) -> t
     if wanted is None:
         return tuple(parameter.name for parameter in trainable)
     patterns = _patterns(wanted)
-    chosen: set[str] = set()
+    chosen: set[str] = set(cut)
     for pattern in patterns:
+        if any(pattern in (p.name, *p.aliases) for p in trainable if p.name in cut):
+            continue
         found = {p.name for p in trainable if any(fnmatch.fnmatchcase(name, pattern) for name in (p.name, *p.aliases))}
         if not found:
             names = [parameter.name for parameter in trainable]
