@@ -145,21 +145,17 @@ class RegionEngine:
         Raises:
             SecondDerivativeError: Torch cannot differentiate the objective twice.
         """
-        height = sum(piece.span.size for piece in rows)
-        total: Tensor | None = None
+        height, width = (sum(piece.span.size for piece in side) for side in (rows, columns))
+        total = self.problem.parameters()[0].tensor.detach().new_zeros(height, width)
         for index in range(len(self.problem.batches)):
             tape = RegionTape(self.problem, index, rows, columns)
             stack = max(1, min(STACK, (self._budget - tape.nbytes.tape) // max(1, tape.nbytes.vector)))
             start = 0
             while start < height:
                 count = min(stack, height - start)
-                values = self._best(tape, start, count)
-                if total is None:
-                    total = values.new_zeros(height, values.shape[1])
-                total[start : start + count] += values
+                total[start : start + count] += self._best(tape, start, count)
                 start += count
             del tape
-        assert total is not None
         self.products += height
         return self._with_decay(total, rows, columns)
 
@@ -169,7 +165,7 @@ class RegionEngine:
         Returns:
             The product; which way it was; whether that shares no formula of a second pull back with `region`.
         """
-        total: Tensor | None = None
+        total = vector.new_zeros(sum(piece.span.size for piece in rows))
         way, independent = "forward mode over the eager gradient", True
         for index in range(len(self.problem.batches)):
             try:
@@ -177,8 +173,7 @@ class RegionEngine:
             except (RuntimeError, NotImplementedError):
                 way, independent = "the eager gradient pulled back from the columns", False
                 found = _pulled(self.problem, index, rows, columns, vector)
-            total = found if total is None else total + found
-        assert total is not None
+            total = total + found
         decay = _decay(self.problem, rows, columns)
         return total + decay.to(vector) @ vector if decay is not None else total, way, independent
 
