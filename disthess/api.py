@@ -97,8 +97,9 @@ def compute(
         progress: True or False to show progress or not; None shows it on a terminal.
         certify: Whether to end with the certificate ``|H x - hvp(x)|``.
         client: A ``dask.distributed`` Client for the sums over uses of shared parameters; None for threads.
-        **options: ``parts`` (any of ``hessian``, ``ggn``, ``residual``; default hessian), ``parameters`` (globs; default
-            all), ``dtype`` (default the model's), ``method`` (``auto``, ``graph``, ``autograd``), ``shared`` (``auto``,
+        **options: ``parts`` (any of ``hessian``, ``ggn``, ``residual``; default hessian), ``parameters`` (globs, or ranges
+            such as ``attn.in_proj_weight[0:64]``, all else then being constant; default all), ``dtype`` (default the model's),
+            ``method`` (``auto``, ``graph``, ``autograd``), ``shared`` (``auto``,
             ``uses``, ``sum``), ``basis`` (``output``, ``parameter``: forced), ``executor`` (``serial``, ``threads``, ``ray``),
             ``workers``, ``threads`` (per worker), ``device``, ``memory_bytes`` (per worker, refuse above), ``address`` (of a
             Ray cluster), ``activations`` (names or globs of modules or nodes whose activation blocks H^f are stored too),

@@ -132,3 +132,23 @@ def test_what_torch_keeps_follows_the_subset() -> None:
         kept[name] = sum(sizes.values())
         assert tape.gradient().numel() in (32, 1024)
     assert kept["16.weight"] * 4 < kept["0.weight"]
+
+
+def test_a_batch_that_does_not_reach_the_subset_adds_nothing() -> None:
+    torch.manual_seed(0)
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 1), nn.Linear(3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(x).tanh() if len(x) == 2 else self.b(x)
+
+    batches = [(torch.randn(size, 3), torch.randn(size, 1)) for size in (2, 4)]
+    both = disthess.Problem(Two(), loss="mse", batches=batches, weights=[1.0, 1.0])
+    one = disthess.Problem(both.model, loss="mse", batches=batches[:1])
+    vectors = torch.eye(3)
+    found = hvp.hessian_vector_products(both, ["a.weight"], vectors)
+    assert torch.equal(found, hvp.hessian_vector_products(one, ["a.weight"], vectors))
+    assert found.abs().max() > 0

@@ -17,6 +17,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import disthess
+from disthess import hvp
 from disthess.cli.main import app
 from disthess.errors import CertificateError, ConfigError, PlanError, StoreError
 from disthess.execute import strips
@@ -385,3 +386,47 @@ def test_memory_stays_below_what_is_planned(tmp_path: Path) -> None:
     with PeakMemory() as peak:
         cache.read("3.weight", "2.weight[0:1]", compute=True)
         assert peak.rise_bytes() <= allowed
+
+
+class Encoder(nn.Module):
+    """Six layers of a transformer over an embedding: 23 million parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(512, 8, 2048, dropout=0.0, batch_first=True)
+        self.embed, self.head = nn.Embedding(8000, 512), nn.Linear(512, 10)
+        self.body = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(self.embed(tokens)).mean(1))
+
+
+@pytest.mark.slow
+def test_a_tile_and_the_norms_of_a_transformer_of_23_million_parameters(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = disthess.Problem(
+        Encoder().eval(),
+        loss="cross_entropy",
+        batches=[(torch.randint(8000, (2, 4)), torch.randint(10, (2,)))],
+    )
+    assert data.numel > 23_000_000
+    a, b = "body.layers.3.linear1.weight[0:2]", "body.layers.4.self_attn.in_proj_weight[8:10]"
+    cache = disthess.open_cache(tmp_path / "c.zarr", data)
+    tile = cache.read(a, b, compute=True)
+    assert tile.shape == (1024, 1024)
+    assert max(entry.error for entry in cache.records()) < 1e-5
+    # A column of it by a product of the whole model in float64.
+    names = [entry.name for entry in cache.parameters]
+    starts = dict(zip(names, np.cumsum([0, *(entry.numel for entry in cache.parameters)]).tolist(), strict=False))
+    exact = data.to(torch.float64)
+    vector = torch.zeros(1, data.numel, dtype=torch.float64)
+    vector[0, starts["body.layers.4.self_attn.in_proj_weight"] + 8 * 512 + 7] = 1
+    product = hvp.hessian_vector_products(exact, names, vector)[0]
+    start = starts["body.layers.3.linear1.weight"]
+    assert relative(tile[:, 7], product[start : start + 1024].numpy()) < 1e-4
+    norms = disthess.compute(
+        data, tmp_path / "n.zarr", parameters=["body.layers.5.norm2.*"], dtype="float32", progress=False
+    )
+    assert norms.numel == 1024
+    assert norms.certificate().passed
+    assert np.abs(norms.block("body.layers.5.norm2.bias", "body.layers.5.norm2.bias")).max() > 0
