@@ -67,7 +67,8 @@ class ReadPlan:
 
     def describe(self) -> str:
         """For people."""
-        head = f"{self.rows:,} x {self.columns:,} entries ({human_bytes(self.result_bytes)}) in {self.chunks:,} chunk{'s' if self.chunks > 1 else ''}"
+        chunks = f"{self.chunks:,} chunk{'s' if self.chunks > 1 else ''}"
+        head = f"{self.rows:,} x {self.columns:,} entries ({human_bytes(self.result_bytes)}) in {chunks}"
         if not self.missing:
             return f"{head}, all of which are there: nothing to compute"
         many = f" through {self.batches} batches" if self.batches > 1 else ""

@@ -24,8 +24,8 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 DIFFERENCE_TOLERANCE = 1e-5
 """The same against central differences, which are asked where torch has no forward mode for the model."""
 
-STEPS = (1e-5, 1e-6, 1e-7)
-"""Of these differences, relative to the norm of the parameters: a kink may lie within one, an error is there at all."""
+STEPS = (1e-5, 1e-6, 1e-7, 1e-8)
+"""Of these differences, relative to the norm of the parameters that move: a kink may lie within one, an error is there at all."""
 
 
 @dataclass(frozen=True, slots=True)

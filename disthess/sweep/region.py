@@ -178,10 +178,10 @@ class RegionEngine:
         return total + decay.to(vector) @ vector if decay is not None else total, way, independent
 
     def difference(self, rows: Sequence[Piece], columns: Sequence[Piece], vector: Tensor, step: float) -> Tensor:
-        """The same by central differences of the gradient, of ``step`` times the norm of the parameters."""
+        """The same by central differences of the gradient, of ``step`` times the norm of the columns' parameters."""
         tensors = {parameter.name: parameter.tensor.detach() for parameter in self.problem.parameters()}
         spread = _spread(self.problem, columns, vector)
-        norm = math.sqrt(sum(float(tensor.square().sum()) for tensor in tensors.values()))
+        norm = math.sqrt(sum(float(tensors[name].square().sum()) for name in spread))
         length = step * max(1.0, norm) / max(float(vector.norm()), 1e-300)
         ends = []
         for sign in (1.0, -1.0):
