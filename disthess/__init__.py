@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from disthess.factors import kronecker as kronecker
     from disthess.factors import save_factors as save_factors
     from disthess.mend import repair as repair
+    from disthess.ondemand import open_cache as open_cache
     from disthess.parallel import operator as operator
     from disthess.problem import Problem as Problem
     from disthess.reduce.ray_cluster import dask_cluster as dask_cluster
@@ -73,6 +74,7 @@ _HOMES = {
     "dask_cluster": "disthess.reduce.ray_cluster",
     "repair": "disthess.mend",
     "report": "disthess.reports.write",
+    "open_cache": "disthess.ondemand",
 }
 
 __all__ = [
@@ -104,6 +106,7 @@ __all__ = [
     "dask_cluster",
     "repair",
     "report",
+    "open_cache",
     "__version__",
 ]
 

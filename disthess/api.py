@@ -97,8 +97,9 @@ def compute(
         progress: True or False to show progress or not; None shows it on a terminal.
         certify: Whether to end with the certificate ``|H x - hvp(x)|``.
         client: A ``dask.distributed`` Client for the sums over uses of shared parameters; None for threads.
-        **options: ``parts`` (any of ``hessian``, ``ggn``, ``residual``; default hessian), ``parameters`` (globs; default
-            all), ``dtype`` (default the model's), ``method`` (``auto``, ``graph``, ``autograd``), ``shared`` (``auto``,
+        **options: ``parts`` (any of ``hessian``, ``ggn``, ``residual``; default hessian), ``parameters`` (globs, or ranges
+            such as ``attn.in_proj_weight[0:64]``, all else then being constant; default all), ``dtype`` (default the model's),
+            ``method`` (``auto``, ``graph``, ``autograd``), ``shared`` (``auto``,
             ``uses``, ``sum``), ``basis`` (``output``, ``parameter``: forced), ``executor`` (``serial``, ``threads``, ``ray``),
             ``workers``, ``threads`` (per worker), ``device``, ``memory_bytes`` (per worker, refuse above), ``address`` (of a
             Ray cluster), ``activations`` (names or globs of modules or nodes whose activation blocks H^f are stored too),
@@ -179,13 +180,44 @@ def products_speed(plan: Plan, given: float | None = None) -> tuple[float, str]:
     return ASSUMED_FLOPS_PER_SECOND, f"which is assumed: torch sees no {plan.device} here to measure, so give its rate"
 
 
-def open_store(path: str | os.PathLike[str]) -> HessianStore:
+def open_store(path: str | os.PathLike[str], problem: Problem | None = None, **options: Any) -> HessianStore:
     """Open a store for reading; ``path`` is a directory or the URL of one on an object store.
+
+    Args:
+        path: The store.
+        problem: The problem it belongs to, so that ``store.read(rows, cols, compute=True)`` can compute what an unfinished store
+            lacks.
+        **options: With a problem: those that the store was computed with, as for `compute`.
 
     Raises:
         StoreError: The path is no store, or one of a newer schema.
+        ConfigError: An option is wrong.
     """
-    return HessianStore(Store.open(path))
+    chosen = options_of(options)
+    if problem is None:
+        return HessianStore(Store.open(path))
+    return HessianStore(Store.open(path), lambda sources: _fill(path, problem, chosen, sources))
+
+
+def _fill(path: str | os.PathLike[str], problem: Problem, options: Options, sources: Sequence[str]) -> None:
+    """Compute the missing tiles of the panels of these parameters; all of them where one is a sum over uses."""
+    prepared = prepare(problem, options)
+    place = place_of(path)
+    with StoreLock(place) as lease:
+        store = _open_or_create(
+            place, prepared.plan, fingerprint(prepared.problem, prepared.names, prepared.plan), options.sections
+        )
+        store.hold(lease)
+        layout = store.layout
+        panels = {(p.kind, p.index): p for p in layout.panels if p.kind == "panels" and p.source in set(sources)}
+        wanted = {name for name, keys in layout.outputs if panels.keys() & set(keys)}
+        summed = any(panel.reduced for panel in panels.values())
+        missing = store.missing_tiles()
+        tiles = [tile for tile in missing if summed or layout.tiles[tile].source in wanted]
+        compute_tiles(store, prepared, options, None, tiles)
+        if not store.missing_tiles():
+            finish(store, prepared, seed=0)
+        store.hold(None)
 
 
 def has_store(path: str | os.PathLike[str]) -> bool:

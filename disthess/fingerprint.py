@@ -24,6 +24,26 @@ def fingerprint(problem: Problem, names: Sequence[str], plan: Plan) -> dict[str,
     """
     layout = plan.layout
     return {
+        **problem_fingerprint(problem, names),
+        "dtype": layout.dtype,
+        "parts": list(layout.parts),
+        "method": plan.method,
+        "sharing": plan.sharing,
+        "sweeps": [f"{s.source}: {s.basis}, stack {s.stack}, microbatch {s.samples}" for s in plan.sources],
+        "activations": [entry.name for entry in layout.activations],
+        "activations per sample": bool(layout.activation_samples),
+        "tiles": len(layout.tiles),
+    }
+
+
+def problem_fingerprint(problem: Problem, names: Sequence[str]) -> dict[str, Any]:
+    """The same without how it is computed.
+
+    Args:
+        problem: In the run's dtype.
+        names: Selected parameters.
+    """
+    return {
         "model": type(problem.model).__qualname__,
         "training mode": bool(problem.model.training),
         "objective": problem.recipe.title,
@@ -38,14 +58,6 @@ def fingerprint(problem: Problem, names: Sequence[str], plan: Plan) -> dict[str,
         "batches": [_batch(batch) for batch in problem.batches],
         "batch weights": [float(weight) for weight in problem.weights],
         "weight decay": {name: value for name, value in problem.weight_decay.items() if name in names},
-        "dtype": layout.dtype,
-        "parts": list(layout.parts),
-        "method": plan.method,
-        "sharing": plan.sharing,
-        "sweeps": [f"{s.source}: {s.basis}, stack {s.stack}, microbatch {s.samples}" for s in plan.sources],
-        "activations": [entry.name for entry in layout.activations],
-        "activations per sample": bool(layout.activation_samples),
-        "tiles": len(layout.tiles),
     }
 
 

@@ -44,12 +44,19 @@ class GradientTape:
     def __init__(
         self, problem: Problem, index: int, names: Sequence[str], leaves: Sequence[Tensor] | None = None
     ) -> None:
+        by_name = {parameter.name: parameter.tensor for parameter in problem.parameters()}
         if leaves is None:
-            by_name = {parameter.name: parameter.tensor for parameter in problem.parameters()}
             leaves = [by_name[name].detach().clone().requires_grad_() for name in names]
         self._leaves = list(leaves)
-        value = problem.value(problem.batches[index], dict(zip(names, self._leaves, strict=True)))
+        # The others are constants: torch then keeps nothing of what lies before the first of these parameters.
+        given = {name: tensor.detach() for name, tensor in by_name.items()}
+        given.update(zip(names, self._leaves, strict=True))
+        value = problem.value(problem.batches[index], given)
         self.loss = problem.weights[index] * value
+        if not self.loss.requires_grad and problem.value(problem.batches[index]).requires_grad:
+            # This batch reaches others alone.
+            self._gradients = tuple(torch.zeros_like(leaf).detach() for leaf in self._leaves)
+            return
         if not self.loss.requires_grad:
             raise ProblemError(
                 "the objective does not depend on any of the parameters asked for "

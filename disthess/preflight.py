@@ -73,8 +73,8 @@ def check_dtype(problem: Problem, dtype: str | None) -> None:
             )
 
 
-def select_parameters(problem: Problem, wanted: str | Sequence[str] | None) -> tuple[str, ...]:
-    """First names of the trainable parameters that match any of the globs, in user order.
+def select_parameters(problem: Problem, wanted: str | Sequence[str] | None, cut: Sequence[str] = ()) -> tuple[str, ...]:
+    """First names of the trainable parameters that match any of the globs, in user order, and of those ``cut`` out as ranges.
 
     Raises:
         ConfigError: A glob matches no trainable parameter; near names are offered.
@@ -82,9 +82,10 @@ def select_parameters(problem: Problem, wanted: str | Sequence[str] | None) -> t
     trainable = problem.parameters()
     if wanted is None:
         return tuple(parameter.name for parameter in trainable)
-    patterns = (wanted,) if isinstance(wanted, str) else tuple(wanted)
-    chosen: set[str] = set()
-    for pattern in patterns:
+    chosen: set[str] = set(cut)
+    for pattern in (wanted,) if isinstance(wanted, str) else tuple(wanted):
+        if any(pattern in (p.name, *p.aliases) for p in trainable if p.name in cut):
+            continue
         found = {p.name for p in trainable if any(fnmatch.fnmatchcase(name, pattern) for name in (p.name, *p.aliases))}
         if not found:
             names = [parameter.name for parameter in trainable]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from disthess import hvp
+from disthess.cut import cut_parameters
 from disthess.errors import ConfigError, GraphError
 from disthess.execute.threads import default_threads
 from disthess.graph.program import Program, build_programs, rounds_inside
@@ -101,7 +102,8 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True, plannin
     dtype: DType = "float64" if name == "float64" else "float32"
     lacking = bool(planning and problem.without_values)
     bound = problem.to(getattr(torch, dtype), "meta" if lacking else "cpu")
-    names = select_parameters(bound, options.parameters)
+    cut = cut_parameters(bound, _patterns(options.parameters))
+    names = select_parameters(bound, options.parameters, cut)
     if checked:
         check_problem(bound, names)
     programs, method, reason = _capture(bound, names, options, checked)

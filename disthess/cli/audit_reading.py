@@ -37,10 +37,10 @@ def history(
     as_json: JsonOption = False,
 ) -> None:
     """List the audits of a history: checkpoint, date, key numbers with their intervals, alerts."""
-    from disthess.pictures import files as pictures
     from disthess.audits.encode import record_to_json
     from disthess.audits.history import History
     from disthess.cli.tables import draw, save_text
+    from disthess.pictures import files as pictures
 
     opened = History.open(path)
     records = opened.records()

@@ -55,8 +55,9 @@ VERBS: dict[Callable[..., None], str] = {
     "`disthess submit configs/digits_mlp_2ray.yaml --workers 8 --threads 4 --no-follow`",
     reading.info: "Examples: `disthess info runs/digits_mlp.zarr --json`; which layers have most to do with each other: "
     "`disthess info runs/digits_mlp.zarr --pairs --metric coupling --plot coupling.png`",
-    reading.block: "Example: `disthess block runs/digits_mlp.zarr 2.weight 2.bias --out block.npy`; 'disthess info' lists "
-    "the parameter names.",
+    reading.block: "Examples: `disthess block runs/digits_mlp.zarr 2.weight 2.bias --out block.npy` ('disthess info' lists the "
+    "names); of a model too large to store, `disthess block blocks.zarr '2.weight[0:8]' 2.bias --compute --config "
+    "configs/digits_mlp.yaml`",
     reading.activations: "Examples: `disthess activations runs/net.zarr` lists them; "
     "`disthess activations runs/net.zarr fc1 fc2 --out block.npy`",
     runs.curvature: "Example: `disthess curvature configs/digits_mlp.yaml --plot curvature.png`",

@@ -11,6 +11,7 @@ import typer
 from disthess.cli.options import settings_of
 
 if TYPE_CHECKING:
+    from disthess.store.cache import CacheStore
     from disthess.store.verify import VerifyReport
 
 _DAMAGED_ROWS = 20
@@ -18,6 +19,10 @@ _DAMAGED_ROWS = 20
 
 def verify_store(path: str, repair: bool, config: Path | None) -> dict[str, Any]:
     """Read a store again; with ``repair`` mend it, as far as can be without the problem or, with a run file, wholly."""
+    from disthess.store.cache import CacheStore, is_cache
+
+    if is_cache(path):
+        return _verified_cache(path, CacheStore.open(path, writable=repair), repair, config)
     if config is not None:
         return _repaired(path, config)
     # Verifying loads torch only where sums over uses are compared; the store alone needs none.
@@ -66,6 +71,24 @@ def print_verification(report: Mapping[str, Any]) -> None:
         )
     if report["missing"] and not report["repaired"]:
         typer.echo("'disthess run' with the same run file computes what is missing")
+
+
+def _verified_cache(path: str, cache: CacheStore, repair: bool, config: Path | None) -> dict[str, Any]:
+    """The tiles of a cache are its chunks; what is damaged is forgotten, and computed again when it is asked for."""
+    from disthess.errors import ConfigError
+    from disthess.store.lock import StoreLock
+
+    if config is not None:
+        raise ConfigError(
+            f"{path} is a cache of blocks: leave out --config. What is damaged is computed when it is asked for."
+        )
+    if not repair:
+        report = cache.verify()
+        return _summary(path, report, report.checked)
+    with StoreLock(path) as lease:
+        cache.hold(lease)
+        report = cache.verify(repair=True)
+    return _summary(path, report, report.checked)
 
 
 def _repaired(path: str, config: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from disthess.cli.options import (
     StoreArgument,
     print_json,
 )
+from disthess.errors import ConfigError
 
 
 def info(
@@ -39,8 +40,14 @@ def info(
     GN-gap = |residual| / |ggn| (where the ggn is stored), and the trace of diagonal blocks.
     """
     from disthess import api
-    from disthess.cli import pair_tables, tables
+    from disthess.cli import blocks, pair_tables, tables
+    from disthess.store.cache import is_cache
 
+    if is_cache(store):
+        if pairs:
+            raise ConfigError(f"{store} is a cache of single blocks; --pairs needs a store of all of them.")
+        blocks.print_cache(store, as_json)
+        return
     opened = api.open_store(store)
     if pairs:
         table = opened.pairs(part=part.value, of=of.value)
@@ -64,19 +71,36 @@ def block(
     use: Annotated[
         bool, typer.Option("--use", help="A and B are single uses, parameter@node, of shared parameters.")
     ] = False,
+    rows: Annotated[str, typer.Option("--rows", metavar="I:J", help="Which entries of A, flattened.")] = "",
+    cols: Annotated[str, typer.Option("--cols", metavar="I:J", help="Which entries of B, flattened.")] = "",
+    compute: Annotated[
+        bool, typer.Option("--compute", help="Compute what is not there, check it, and keep it; needs --config.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="CONFIG", help="With --compute: the run file of the problem.")
+    ] = None,
 ) -> None:
     """Show or save one block: d2L / dA dB, the entries of A by the entries of B.
 
-    A and B are parameters, named sections, or ranges such as `in_proj_weight[0:64]`.
+    A and B are parameters, named sections, or ranges such as `in_proj_weight[0:64]`. With --compute a STORE that is not there is
+    made, as a cache of single blocks, for models whose Hessian nobody could store; what it will cost is said first.
     """
     from disthess import api
-    from disthess.cli import tables
+    from disthess.cli import blocks, tables
 
-    opened = api.open_store(store)
-    values = opened.use_block(a, b, part=part.value) if use else opened.block(a, b, part=part.value)
+    if compute != (config is not None):
+        raise ConfigError("--compute and --config CONFIG go together: the run file says of which problem.")
+    if use and (compute or rows or cols):
+        raise ConfigError("--use reads whole blocks of a store that is done; leave out --rows, --cols and --compute.")
+    if use:
+        values = api.open_store(store).use_block(a, b, part=part.value)
+    else:
+        sides = blocks.side_of(a, rows), blocks.side_of(b, cols)
+        values = blocks.read_block(store, *sides, part.value, config)
     if out is not None:
         tables.save_array(out, values)
-    tables.print_block(values, f"{part.value} of {a} by {b}", out)
+    shown = [f"{name}, entries {given}," if given else name for name, given in ((a, rows), (b, cols))]
+    tables.print_block(values, f"{part.value} of {shown[0]} by {shown[1]}".rstrip(","), out)
 
 
 def activations(

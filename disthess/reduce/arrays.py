@@ -144,6 +144,14 @@ class PanelReader:
                 f"the uses of {name} in {self.store.path} are not summed yet, because the run was not finished. Run the same again."
             )
 
+    def is_whole(self, name: str) -> bool:
+        """Whether all of a parameter's panel is there."""
+        try:
+            self.require(name)
+        except StoreError:
+            return False
+        return True
+
     def bands(self) -> Iterator[Band]:
         """All bands, in the order of panels; together they cover each stored pair once."""
         for panel in self._panels.values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
 import dask.array as da
@@ -18,6 +18,7 @@ from disthess.reduce.certify import Certificate, certificate_of
 from disthess.reduce.norms import BlockTable, block_table
 from disthess.reduce.operator import StoreOperator
 from disthess.reduce.pairs import PairOf, PairTable, ParameterBlocks, pair_table
+from disthess.reduce.places import ParameterPlaces, places_by_parameter, read_places
 from disthess.reduce.sections import SectionBlocks, Sections, section_block
 from disthess.reduce.uses import UseReader
 from disthess.store.layout import ActivationSpec, Layout, ParameterSpec
@@ -34,10 +35,12 @@ class HessianStore:
 
     Args:
         store: The raw store.
+        fill: Computes the missing tiles of the panels of these parameters, where the problem is at hand.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, fill: Callable[[Sequence[str]], None] | None = None) -> None:
         self.store = store
+        self._fill = fill
 
     def __repr__(self) -> str:
         missing = len(self.missing_tiles())
@@ -113,6 +116,44 @@ class HessianStore:
         else:
             found = section_block(reader, first, second)
         return found if lazy else np.asarray(found.compute(scheduler="threads"))
+
+    def read(self, rows: Any, cols: Any, part: Part = "hessian", *, compute: bool = False) -> np.ndarray:
+        """Entries ``H[rows, cols]``.
+
+        Args:
+            rows: A slice, range or number in ``range(P)``; a parameter or section, as for `block`; or such a text and a slice of
+                its entries, ``("fc1.weight", slice(0, 1024))``.
+            cols: Likewise.
+            part: ``hessian``, ``ggn`` or ``residual``.
+            compute: Compute the missing tiles of the panels that hold them; for a store opened with its problem.
+
+        Returns:
+            ``[rows, cols]``.
+
+        Raises:
+            UnknownNameError: No such parameter or section; near names are offered.
+            ConfigError: Rows or columns are none; or there is something to compute, and no problem.
+            StoreError: The part is not stored, tiles are missing and ``compute`` is False, or a chunk is damaged.
+            DisthessError: As `disthess.compute`, where it computes.
+        """
+        top, left = (places_by_parameter(self.parameters, asked, self.sections) for asked in (rows, cols))
+        if compute:
+            self._complete(top, left, part)
+        reader = PanelReader(self.store, part)
+        return np.block([[read_places(reader, a, b) for b in left] for a in top])
+
+    def _complete(self, top: Sequence[ParameterPlaces], left: Sequence[ParameterPlaces], part: Part) -> None:
+        reader = PanelReader(self.store, part)
+        pairs = [sorted((a.parameter, b.parameter), key=lambda entry: entry.rank) for a in top for b in left]
+        sources = {first.name for first, second in pairs if reader.ordered(first, second) is not None}
+        lacking = sorted(source for source in sources if not reader.is_whole(source))
+        if lacking and self._fill is None:
+            raise ConfigError(
+                f"computing the missing tiles of {self.path} needs the problem: open it by disthess.open_store(path, problem), or "
+                f"give --config on the command line."
+            )
+        if lacking and self._fill is not None:
+            self._fill(lacking)
 
     @property
     def kinks(self) -> list[dict[str, Any]] | None:

@@ -41,7 +41,7 @@ def make_store(
     check_layout(layout)
     place = place_of(path)
     if not place.is_free():
-        _refuse_existing(place)
+        refuse_existing(place)
     with writing(place.name, "its metadata", 0):
         place.make(lambda store: _create(store, layout, attributes))
     return place
@@ -66,6 +66,11 @@ def open_store_group(place: AbstractPlace, *, writable: bool) -> zarr.Group:
             f"The store {place.name} cannot be opened: its zarr.json is damaged or is no Zarr group of format 3 "
             f"({first_line(error)}). Compute it again at another path."
         ) from error
+    if "cache" in root.attrs.asdict():
+        raise StoreError(
+            f"{place.name} is a cache of single blocks and no whole Hessian. Open it by disthess.open_cache; on the command line, "
+            f"'disthess info', 'block' and 'verify' read it."
+        )
     if not isinstance(schema, int) or schema < 1 or not isinstance(layout, Mapping):
         raise StoreError(f"{place.name} is a Zarr group, but not one that disthess has written: it says no schema.")
     if schema > SCHEMA:
@@ -99,7 +104,12 @@ def writing(path: str, what: str, needed_bytes: int) -> Iterator[None]:
         ) from error
 
 
-def _refuse_existing(place: AbstractPlace) -> None:
+def refuse_existing(place: AbstractPlace) -> None:
+    """Refuse a place where something is.
+
+    Raises:
+        StoreError: Always.
+    """
     if place.has(ROOT):
         raise StoreError(
             f"{place.name} exists already; open it to resume it, or choose another path. Nothing was overwritten."

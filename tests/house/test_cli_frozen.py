@@ -11,7 +11,7 @@ PROMISED = {
     "plan": {*RUN, "--device", "--tflops", "--json"},
     "run": {*RUN, "--address"},
     "info": {"store", "--pairs", "--of", "--metric", "--part", "--top", "--csv", "--plot", "--json"},
-    "block": {"store", "a", "b", "--part", "--out", "--use"},
+    "block": {"store", "a", "b", "--part", "--out", "--use", "--rows", "--cols", "--compute", "--config"},
     "activations": {"store", "v", "w", "--part", "--per-sample", "--out"},
     "curvature": {"config", "--top", "--plot", "--json"},
     "spectrum": {"store", "--top", "--density", "--plot", "--part", "--seed", "--json"},
