@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from disthess.expected import expected_hessian as expected_hessian
     from disthess.factors import kronecker as kronecker
     from disthess.factors import save_factors as save_factors
+    from disthess.linalg.summary import Effort as Effort
     from disthess.mend import repair as repair
     from disthess.problem import Problem as Problem
     from disthess.reduce.ray_cluster import dask_cluster as dask_cluster
     from disthess.sections import attention_sections as attention_sections
     from disthess.steps import newton as newton
     from disthess.steps import stopping_report as stopping_report
+    from disthess.summaries import summarise as summarise
 
 __version__ = "0.1.0"
 
@@ -60,6 +62,8 @@ _HOMES = {
     "save_factors": "disthess.factors",
     "compare": "disthess.comparison",
     "coupling_map": "disthess.couplings",
+    "summarise": "disthess.summaries",
+    "Effort": "disthess.linalg.summary",
     "newton": "disthess.steps",
     "stopping_report": "disthess.steps",
     "attention_sections": "disthess.sections",
@@ -87,6 +91,8 @@ __all__ = [
     "save_factors",
     "compare",
     "coupling_map",
+    "summarise",
+    "Effort",
     "newton",
     "stopping_report",
     "attention_sections",

@@ -13,6 +13,7 @@ eigenvalue, so that a cluster near zero beside a large one never ends.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -93,6 +94,8 @@ def extreme_eigenpairs(
     tolerance: float | None = None,
     vectors: bool = False,
     memory_bytes: int | None = None,
+    max_products: int | None = None,
+    watch: Callable[[int, float], None] | None = None,
 ) -> EigenResult:
     """The ``k`` largest, ``k`` smallest (most negative), or ``k`` of each.
 
@@ -104,6 +107,8 @@ def extreme_eigenpairs(
         tolerance: Residual over the largest magnitude that counts as converged; default 1e-9 in float64, 1e-6 in float32.
         vectors: Whether to return them.
         memory_bytes: What the basis and its image may take; default and least as `basis_bytes` says.
+        max_products: After which what has been found is returned; default `MAX_PRODUCTS`.
+        watch: Called with the products so far and the largest wanted residual over the largest magnitude, after each block.
 
     Returns:
         Values in ascending order, each with its residual.
@@ -126,9 +131,9 @@ def extreme_eigenpairs(
     if operator.size <= max(DENSE_SIZE, 2 * ends * k + 1):
         basis, scale = _dense(counted, k, which)
     else:
-        basis, scale = _iterative(
-            counted, k, which, seed, allowed, basis_columns(operator.size, k, which, memory_bytes)
-        )
+        columns = basis_columns(operator.size, k, which, memory_bytes)
+        stop = _Stop(allowed, MAX_PRODUCTS if max_products is None else max_products, watch)
+        basis, scale = _iterative(counted, k, which, seed, stop, columns)
     image = counted.matmat(basis)
     values = np.einsum("pk,pk->k", basis, image)
     order = np.argsort(values, kind="stable")
@@ -227,8 +232,15 @@ class _Space:
         self._small[:kept, :kept] = np.diag(values)
 
 
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    tolerance: float
+    products: int
+    watch: Callable[[int, float], None] | None
+
+
 def _iterative(
-    operator: _Counting, k: int, which: Which, seed: int, tolerance: float, limit: int
+    operator: _Counting, k: int, which: Which, seed: int, stop: _Stop, limit: int
 ) -> tuple[np.ndarray, float]:
     generator = np.random.default_rng(seed)
     wanted = 2 * k if which == "both" else k
@@ -242,8 +254,10 @@ def _iterative(
         residuals = space.image @ inner[:, ends] - found * values[ends]
         sizes = np.linalg.norm(residuals, axis=0)
         scale = max(float(np.abs(values).max()), np.finfo(np.float64).tiny)
-        enough = len(ends) == wanted and bool((sizes <= tolerance * scale).all())
-        if enough or operator.count >= MAX_PRODUCTS:
+        enough = len(ends) == wanted and bool((sizes <= stop.tolerance * scale).all())
+        if stop.watch is not None:
+            stop.watch(operator.count, float(sizes.max()) / scale)
+        if enough or operator.count >= stop.products:
             return found, scale
         if space.count + BLOCK > limit:
             kept = _ends(len(values), wanted + BLOCK if which != "both" else k + BLOCK, which)
