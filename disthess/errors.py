@@ -37,6 +37,10 @@ class StoreError(DisthessError, RuntimeError):
     """A store is missing, damaged, incomplete, or belongs to another problem."""
 
 
+class HeldError(StoreError):
+    """Another run holds the lock of a store."""
+
+
 class UnknownNameError(StoreError, KeyError):
     """A parameter, block or node name does not exist; near names are offered."""
 

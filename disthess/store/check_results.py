@@ -53,7 +53,7 @@ def read_arrays(root: zarr.Group, name: str) -> tuple[dict[str, np.ndarray], dic
         raise ValueError(f"it should have the arrays {listed!r:.200}, and has {below!r:.200}")
     arrays = {}
     for key in listed:
-        _check_whole(objects, f"{name}/{key}")
+        check_whole(objects, f"{name}/{key}")
         arrays[key] = np.asarray(checked_array(root, f"{name}/{key}", None)[...])
     return arrays, attributes[MARK]
 
@@ -118,8 +118,12 @@ def _has_results(objects: Objects, name: str) -> bool:
     return False
 
 
-def _check_whole(objects: Objects, path: str) -> None:
-    """Every chunk of an array is there at full size: nothing is then allocated that has no bytes on the disk."""
+def check_whole(objects: Objects, path: str) -> None:
+    """Refuse an array that has not every chunk at full size: nothing is then allocated that has no bytes on the disk.
+
+    Raises:
+        ValueError: Its zarr.json is wrong, or a chunk is missing or of another size.
+    """
     value = objects.json(f"{path}/zarr.json")
     trouble = array_trouble(value, None)
     if trouble:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self, final
 
-from disthess.errors import StoreError
+from disthess.errors import HeldError, StoreError
 from disthess.store.claim import Claim, make_beat, read_claim
 from disthess.store.place import AbstractPlace, place_of
 
@@ -65,7 +65,8 @@ class StoreLock:
         times: Heartbeat and patience.
 
     Raises:
-        StoreError: Another run holds it (on entering).
+        HeldError: Another run holds it (on entering).
+        StoreError: It cannot be written (on entering).
     """
 
     def __init__(self, path: str | os.PathLike[str] | AbstractPlace, times: LeaseTimes = LeaseTimes()) -> None:
@@ -133,7 +134,7 @@ class StoreLock:
                     return mine
                 self._place.remove(key)
             time.sleep(0.01)
-        raise StoreError(
+        raise HeldError(
             f"The lock {self._place.name} keeps changing hands; other runs want the same store. Try again later."
         )
 
@@ -148,7 +149,7 @@ class StoreLock:
             if state == "dead":
                 return chain[-1]
             if state == "alive":
-                raise StoreError(self._refusal(chain[-1]))
+                raise HeldError(self._refusal(chain[-1]))
             time.sleep(self._times.beat_seconds / _POLLS)
 
     def _chain(self) -> list[Claim]:

@@ -1,0 +1,193 @@
+"""Audit records as JSON values, and back: types first, since a history may be damaged or made to do harm.
+
+Numbers that are not finite are the texts ``NaN``, ``Infinity`` and ``-Infinity``, which plain JSON has not. Estimates and alerts
+are rows under their column names, and what estimates say of their method is kept once:
+
+    {"estimates": {"columns": ["metric", "block", "value", "low", "high", "confidence", "how"],
+                   "rows": [["loss", "", 0.31, 0.31, 0.31, 1.0, 0], ...], "how": ["one pass over the data"]}, ...}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from disthess.audits.record import Alert, AuditRecord, Estimate
+
+ESTIMATE_COLUMNS = ["metric", "block", "value", "low", "high", "confidence", "how"]
+ALERT_COLUMNS = ["rule", "metric", "block", "value", "limit", "message"]
+MOST_INTEGER = 2**63 - 1
+
+_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def record_to_json(record: AuditRecord) -> dict[str, Any]:
+    """All of a record but its arrays, as JSON values.
+
+    Raises:
+        TypeError: A field is of another type than a record has.
+        ValueError: A whole number is out of bounds.
+    """
+    how = list(dict.fromkeys(estimate.how for estimate in record.estimates))
+    places = {text: index for index, text in enumerate(how)}
+    value = {
+        "key": record.key,
+        "checkpoint": record.checkpoint,
+        "step": None if record.step is None else int(record.step),
+        "taken": record.taken,
+        "seconds": number_to_json(record.seconds),
+        "products": int(record.products),
+        "facts": dict(record.facts),
+        "estimates": {
+            "columns": ESTIMATE_COLUMNS,
+            "rows": [
+                [
+                    estimate.metric,
+                    estimate.block,
+                    *map(number_to_json, (estimate.value, estimate.low, estimate.high, estimate.confidence)),
+                    places[estimate.how],
+                ]
+                for estimate in record.estimates
+            ],
+            "how": how,
+        },
+        "blocks": list(record.blocks),
+        "alerts": {
+            "columns": ALERT_COLUMNS,
+            "rows": [
+                [
+                    alert.rule,
+                    alert.metric,
+                    alert.block,
+                    number_to_json(alert.value),
+                    number_to_json(alert.limit),
+                    alert.message,
+                ]
+                for alert in record.alerts
+            ],
+        },
+    }
+    # What could not be read again is not written.
+    record_from_json(value, record.arrays)
+    return value
+
+
+def record_from_json(value: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> AuditRecord:
+    """The record that ``record_to_json`` was given.
+
+    Args:
+        value: JSON, from anywhere.
+        arrays: What it gets as arrays; they are not read.
+
+    Raises:
+        ValueError: Something in it is missing or of the wrong type; the message says where.
+    """
+    facts = _field(value, "facts")
+    if not isinstance(facts, Mapping):
+        raise ValueError(f"facts is {_shown(facts)}, not a mapping")
+    how = [_text(text, "estimates.how") for text in _entries(_field(_field(value, "estimates"), "how"), "how")]
+    step = _field(value, "step")
+    return AuditRecord(
+        key=_text(_field(value, "key"), "key"),
+        checkpoint=_text(_field(value, "checkpoint"), "checkpoint"),
+        step=None if step is None else _whole(step, "step", MOST_INTEGER),
+        taken=_text(_field(value, "taken"), "taken"),
+        seconds=number_from_json(_field(value, "seconds"), "seconds"),
+        products=_whole(_field(value, "products"), "products", MOST_INTEGER),
+        facts={_text(key, "facts"): _text(text, f"facts.{key}") for key, text in facts.items()},
+        estimates=tuple(_estimate(row, how) for row in _rows(value, "estimates", ESTIMATE_COLUMNS)),
+        blocks=tuple(_text(name, "blocks") for name in _entries(_field(value, "blocks"), "blocks")),
+        arrays=arrays,
+        alerts=tuple(_alert(row) for row in _rows(value, "alerts", ALERT_COLUMNS)),
+    )
+
+
+def number_to_json(value: float) -> float | str:
+    """A number, or the text that stands for one that is not finite.
+
+    >>> number_to_json(2), number_to_json(float("-inf"))
+    (2.0, '-Infinity')
+    """
+    number = float(value)
+    if math.isnan(number):
+        return "NaN"
+    return number if math.isfinite(number) else ("Infinity" if number > 0 else "-Infinity")
+
+
+def number_from_json(value: Any, where: str) -> float:
+    """The number again.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(value, str) and value in _WORDS:
+        return _WORDS[value]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{where} is {_shown(value)}, not a number")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{where} is a number of more than 308 digits") from error
+
+
+def _estimate(row: list[Any], how: list[str]) -> Estimate:
+    metric, block, *numbers, method = row
+    value, low, high, confidence = (number_from_json(number, "a number of estimates") for number in numbers)
+    place = _whole(method, "how of estimates", len(how) - 1)
+    return Estimate(_text(metric, "metric"), _text(block, "block"), value, low, high, confidence, how[place])
+
+
+def _alert(row: list[Any]) -> Alert:
+    rule, metric, block, value, limit, message = row
+    texts = [_text(text, "alerts") for text in (rule, metric, block)]
+    numbers = [number_from_json(number, "a number of alerts") for number in (value, limit)]
+    return Alert(texts[0], texts[1], texts[2], numbers[0], numbers[1], _text(message, "alerts"))
+
+
+def _rows(value: Mapping[str, Any], key: str, columns: list[str]) -> list[list[Any]]:
+    part = _field(value, key)
+    if _field(part, "columns") != columns:
+        raise ValueError(f"{key}.columns is {_shown(part['columns'])}, not {columns}")
+    rows = _entries(_field(part, "rows"), f"{key}.rows")
+    for index, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) != len(columns):
+            raise ValueError(f"{key}.rows[{index}] is {_shown(row)}, not {len(columns)} values")
+    return rows
+
+
+def _field(value: Any, key: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"what should hold {key} is {_shown(value)}, not a mapping")
+    if key not in value:
+        raise ValueError(f"{key} is missing")
+    return value[key]
+
+
+def _entries(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{where} is {_shown(value)}, not a list")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where} is {_shown(value)}, not a text")
+    return value
+
+
+def _whole(value: Any, where: str, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise ValueError(f"{where} is {_shown(value)}, not a whole number from 0 to {most:,}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a number of more than 60 digits"
+    if isinstance(value, (list, Mapping)) and len(value) > 8:
+        return f"a {'list' if isinstance(value, list) else 'mapping'} of {len(value)} entries"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
