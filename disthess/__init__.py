@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from disthess.api import reference_hessian as reference_hessian
     from disthess.api import solve as solve
     from disthess.api import spectral_density as spectral_density
+    from disthess.audits.run import audit as audit
+    from disthess.audits.run import plan_audit as plan_audit
     from disthess.bend import clarke_hessian as clarke_hessian
     from disthess.bend import node_curvature as node_curvature
     from disthess.bounds import rank_bounds as rank_bounds
@@ -63,6 +65,8 @@ _HOMES = {
     "compare": "disthess.comparison",
     "coupling_map": "disthess.couplings",
     "summarise": "disthess.summaries",
+    "audit": "disthess.audits.run",
+    "plan_audit": "disthess.audits.run",
     "Effort": "disthess.linalg.summary",
     "newton": "disthess.steps",
     "stopping_report": "disthess.steps",
@@ -92,6 +96,8 @@ __all__ = [
     "compare",
     "coupling_map",
     "summarise",
+    "audit",
+    "plan_audit",
     "Effort",
     "newton",
     "stopping_report",

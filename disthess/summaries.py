@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -76,8 +77,8 @@ def summarise(
 ) -> tuple[BlockSummary, ...]:
     """Largest and smallest eigenvalue, trace, norm, ranks, negative mass and density of every block, each with an interval.
 
-    Blocks of up to 300 entries are formed and exact. Larger ones are known by products: nothing of size n x n is kept. A product of a
-    block costs one of the Hessian.
+    Blocks of up to 300 entries are formed and exact. Larger ones are known by products: nothing of size n x n is kept. A product
+    of a block costs one of the Hessian.
 
     Args:
         of: A problem, or any symmetric operator.
@@ -120,10 +121,11 @@ def summarise(
 def summarise_block(
     operator: AbstractSymmetricOperator, name: str, places: Places, effort: Effort, metrics: Sequence[str] = SUMMARY,
     watch: Callable[[int, float], None] | None = None,
+    phase: Callable[[str], AbstractContextManager[None]] = lambda part: nullcontext(),
 ) -> BlockSummary:  # fmt: skip
     """The summary of one block of an operator."""
     inner = RestrictedOperator(operator, places)
-    made = summarise_operator(inner, block=name, effort=effort, metrics=metrics, watch=watch)
+    made = summarise_operator(inner, block=name, effort=effort, metrics=metrics, watch=watch, phase=phase)
     return BlockSummary(name, inner.size, made.estimates, made.spread, made.products)
 
 

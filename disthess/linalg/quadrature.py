@@ -1,13 +1,13 @@
 """How eigenvalues are spread, from Lanczos quadratures: one for each of several independent random vectors.
 
 For a unit vector x, k steps of Lanczos give k nodes and weights that integrate every polynomial of degree below 2 k exactly against
-the measure that x sees, ``mu_x = sum_i (x . v_i)^2 delta(lambda_i)``. For x uniform on the sphere, ``E mu_x`` is the spectrum,
-each eigenvalue with weight 1 / P. Vectors are independent, so that scatter over them is an honest standard error.
+the measure that x sees, ``mu_x = sum_i (x . v_i)^2 delta(lambda_i)``. For x uniform on the sphere, ``E mu_x`` is the spectrum, each
+eigenvalue with weight 1 / P. Vectors are independent, so that scatter over them is an honest standard error.
 
-A share of the spectrum below a point x has two errors: of the sample, and of the quadrature, which cannot see where between two
-nodes the measure lies. For the second there are bounds (Chebyshev, Markov, Stieltjes): with m nodes below x, the sum of the first m - 1
-weights is at most what the vector sees, and of the first m + 1 at least. For the first, what a vector sees of a share p has
-variance ``2 p (1 - p) / (P + 2)``, as a proportion of ``(P + 2) / 2`` has: the interval is Wilson's. Intervals hold both.
+A share of the spectrum below a point x has two errors. The quadrature cannot see where between two nodes the measure lies, but
+there are bounds (Chebyshev, Markov, Stieltjes): with m nodes below x, the sum of the first m - 1 weights is at most what the vector
+sees, and of the first m + 1 at least. And what a vector sees of a share p has variance ``2 p (1 - p) / (P + 2)``, as a proportion
+of ``(P + 2) / 2`` has: the interval is Wilson's. Intervals hold both.
 """
 
 from __future__ import annotations

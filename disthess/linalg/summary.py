@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,7 +109,7 @@ def summary_products(size: int, effort: Effort, metrics: Iterable[str] = SUMMARY
     wanted = frozenset(metrics)
     if not wanted & frozenset(SUMMARY):
         return {}
-    if size <= _dense_size(effort):
+    if size <= max(DENSE, effort.probes):
         return {"dense": size}
     found = {}
     if wanted & _MOMENTS:
@@ -139,11 +140,14 @@ def summarise_operator(
     effort: Effort | None = None,
     metrics: Iterable[str] = SUMMARY,
     watch: Callable[[int, float], None] | None = None,
+    phase: Callable[[str], AbstractContextManager[None]] = lambda part: nullcontext(),
 ) -> Summary:
     """Extreme eigenvalues, trace, Frobenius norm, effective and stable rank, negative mass and density.
 
     Up to 300 entries the matrix is formed and all of it is exact. Beyond, each number has the interval that its method gives:
-    `disthess.linalg.moments`, `disthess.linalg.quadrature`, `disthess.linalg.lanczos`.
+    `disthess.linalg.moments`, `disthess.linalg.quadrature`, `disthess.linalg.lanczos`. That of an extreme eigenvalue reaches from
+    what was found, which no vector can exceed, to its residual, within which an eigenvalue lies; that there is none beyond is no
+    theorem, but follows with near certainty from the random start.
 
     Args:
         operator: Symmetric.
@@ -151,6 +155,7 @@ def summarise_operator(
         effort: How much work.
         metrics: Out of `SUMMARY`.
         watch: As for `disthess.linalg.lanczos.extreme_eigenpairs`.
+        phase: Entered for each part of `summary_products` that is computed, by its name.
 
     Raises:
         ValueError: The effort is not one.
@@ -165,30 +170,34 @@ def summarise_operator(
     if effort.trouble():
         raise ValueError(effort.trouble())
     wanted = tuple(metrics)
-    if operator.size <= _dense_size(effort):
-        return _dense(operator, block, wanted)
     parts = summary_products(operator.size, effort, wanted)
+    if "dense" in parts:
+        with phase("dense"):
+            return _dense(operator, block, wanted)
     made = _Made(operator, block, effort)
-    moments = estimate_moments(operator, probes=effort.probes, confidence=effort.confidence, seed=effort.seed) \
-        if "moments" in parts else None  # fmt: skip
-    taken = take_quadratures(
-        operator, probes=effort.density_probes, steps=effort.density_steps, seed=effort.seed + 1, memory_bytes=effort.memory_bytes
-    ) if "density" in parts else None  # fmt: skip
-    if moments is not None:
-        made.add_moments(moments)
+    moments, taken = None, None
+    if "moments" in parts:
+        with phase("moments"):
+            moments = estimate_moments(operator, probes=effort.probes, confidence=effort.confidence, seed=effort.seed)
+            made.add_moments(moments)
+    if "density" in parts:
+        with phase("density"):
+            taken = take_quadratures(
+                operator,
+                probes=effort.density_probes,
+                steps=effort.density_steps,
+                seed=effort.seed + 1,
+                memory_bytes=effort.memory_bytes,
+            )
+            made.products += taken.products
     if frozenset(wanted) & _ENDS:
-        made.add_ends(taken, moments, watch)
-    if taken is not None:
-        made.products += taken.products
-        if "negative_mass" in wanted:
-            made.add_negative_mass(taken)
+        with phase("ends") if "ends" in parts else nullcontext():
+            made.add_ends(taken, moments, watch)
+    if taken is not None and "negative_mass" in wanted:
+        made.add_negative_mass(taken)
     spread = smooth(taken) if taken is not None and DENSITY in wanted else None
     found = tuple(entry for entry in made.estimates if entry.metric in wanted)
     return Summary(found, spread, made.products, moments, None)
-
-
-def _dense_size(effort: Effort) -> int:
-    return max(DENSE, effort.probes)
 
 
 def _has_room(size: int, effort: Effort) -> bool:
@@ -238,7 +247,7 @@ class _Made:
 
     def add_moments(self, moments: Moments) -> None:
         self.products += moments.products
-        how = f"{moments.products} products: a third finds the range, where it is exact, and a third samples the rest"
+        how = f"Hutch++, {moments.products} products"
         self._add("trace", moments.trace, how)
         self._add("frobenius", moments.frobenius, how)
         self._add("effective_rank", moments.effective_rank, how)
@@ -257,10 +266,9 @@ class _Made:
         # A node is inside the spectrum up to rounding; an eigenvalue lies within its residual.
         slip = 8 * float(np.finfo(self.operator.dtype).eps) * norm
         self._ends, self._norm = (low, high), norm
-        said = "an eigenvalue lies in the interval, and a random start makes one beyond it unlikely"
         for metric, one in (("lambda_max", high), ("lambda_min", low)):
             residual = max(one.high - one.value, one.value - one.low)
-            text = f"{how}, residual {residual:.1e}: {said}"
+            text = f"{how}, residual {residual:.1e}"
             self._add(metric, Ranged(one.value, one.low - slip, one.high + slip), text)
         if moments is not None:
             reach = max(high.high, -low.low, norm)
@@ -270,7 +278,7 @@ class _Made:
     def add_negative_mass(self, taken: Quadratures) -> None:
         place = -_zero(self.operator) * self._norm
         steps = max(len(one.nodes) for one in taken.each)
-        how = f"{len(taken.each)} Lanczos quadratures of {steps} steps; the interval holds what they cannot resolve at zero"
+        how = f"{len(taken.each)} Lanczos quadratures of {steps} steps; the interval holds what they cannot resolve"
         found = share_below(taken, place, confidence=self.effort.confidence)
         if self._ends is not None and self._ends[0].low >= place:
             found, how = Ranged.exactly(0.0), "the smallest eigenvalue is not negative"

@@ -25,6 +25,7 @@ PROMISED = {
         *("config", "--address", "--working-dir", "--no-upload", "--store", "--workers", "--threads"),
         *("--env", "--python", "--submission-id", "--wait-seconds", "--no-follow"),
     },
+    "audit run": {"config", "--history", "--force", "--json"},
     "job status": {"name", "--address", "--json"},
     "job logs": {"name", "--address", "--follow"},
     "job stop": {"name", "--address", "--no-wait"},
