@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+GUESS = 0.4
+"""That share where nothing is known."""
+
+
+def share_needed(parts: Sequence[Part], products: int) -> float | None:
+    """The share of their limit that products needed until they converged, from all products of an earlier audit.
+
+    >>> share_needed([Part("fixed", 50), Part("ends", 100, True)], 80)
+    0.3
+    """
+    limit = sum(part.products for part in parts if part.until_converged)
+    fixed = sum(part.products for part in parts if not part.until_converged)
+    return min(1.0, max(0.0, (products - fixed) / limit)) if limit else None
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """Some of an audit's products.
@@ -57,13 +72,15 @@ class Meter:
     """Counts products and foretells the rest.
 
     Products that end when they converge are foretold by the line through the logarithms of their residuals; where none was seen
-    yet, by the share of their limit that earlier ones of the kind needed.
+    yet, by the share of their limit that earlier ones of the kind needed, in this audit or, where the first is not through, in the
+    history. Only where there is neither is it a guess.
 
     Args:
         parts: Of one checkpoint, in their order.
         checkpoints: How many there are.
         tell: Called with each progress.
         clock: Seconds.
+        guess: Share of their limit that products need until they converge, before any have here.
     """
 
     def __init__(
@@ -72,13 +89,14 @@ class Meter:
         checkpoints: int = 1,
         tell: Callable[[Progress], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        guess: float | None = None,
     ) -> None:
+        self._guess = GUESS if guess is None else guess
         self._parts = tuple(parts)
         self._left = checkpoints
         self._tell = tell
         self._clock = clock
         self._start = clock()
-        self._busy = 0.0
         self._taken = 0
         self._open: dict[str, Part] = {}
         self._now: Part | None = None
@@ -86,7 +104,6 @@ class Meter:
         self._target: float | None = None
         self._residuals: list[tuple[int, float]] = []
         self._needed: list[float] = []
-        self._ended = 0.0
 
     def begin_checkpoint(self) -> None:
         """A checkpoint is measured from now on."""
@@ -105,11 +122,10 @@ class Meter:
                 self._needed.append(self._in_part / self._now.products)
             self._now = None
 
-    def count(self, products: int, seconds: float) -> None:
-        """So many products have been taken, in so long."""
+    def count(self, products: int) -> None:
+        """So many products have been taken."""
         self._taken += products
         self._in_part += products
-        self._busy += seconds
         if self._tell is not None:
             self._tell(self.progress())
 
@@ -132,20 +148,30 @@ class Meter:
         return now + waiting + self._left * sum(self._expected(part) for part in self._parts)
 
     def _expected(self, part: Part) -> float:
-        if part.until_converged and self._needed:
-            return part.products * float(np.mean(self._needed))
-        return float(part.products)
+        if not part.until_converged:
+            return float(part.products)
+        return part.products * (float(np.mean(self._needed)) if self._needed else self._needed_now())
+
+    def _needed_now(self) -> float:
+        """The share of its limit that the part which is being computed will need; a guess where that cannot be told."""
+        now = self._now
+        if now is None or not now.until_converged or not now.products:
+            return self._guess
+        return self._current_total(now) / now.products
 
     def _current_total(self, part: Part) -> float:
         """Of the part that is being computed."""
-        if not part.until_converged or self._target is None or len(self._residuals) < 3:
-            return self._expected(part)
+        if not part.until_converged:
+            return float(part.products)
+        known = part.products * (float(np.mean(self._needed)) if self._needed else self._guess)
+        if self._target is None or len(self._residuals) < 3:
+            return max(known, float(self._in_part))
         # The latter half: residuals of Krylov methods fall the faster the longer they have been falling.
         recent = self._residuals[len(self._residuals) // 2 :] if len(self._residuals) > 5 else self._residuals[-3:]
         steps, logs = np.array([row[0] for row in recent], dtype=float), np.log([max(row[1], 1e-300) for row in recent])
         slope = float(np.polyfit(steps, logs, 1)[0])
         if slope >= 0:
-            return self._expected(part)
+            return max(known, float(self._in_part))
         missing = max(0.0, float(logs[-1]) - math.log(self._target)) / -slope
         return min(float(part.products), float(steps[-1]) + missing)
 
@@ -154,12 +180,9 @@ class Meter:
 class MeteredOperator(AbstractSymmetricOperator):
     """The same operator, its products counted by a meter."""
 
-    def __init__(
-        self, inner: AbstractSymmetricOperator, meter: Meter, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, inner: AbstractSymmetricOperator, meter: Meter) -> None:
         self._inner = inner
         self._meter = meter
-        self._clock = clock
         self.products = 0
 
     @property
@@ -174,8 +197,7 @@ class MeteredOperator(AbstractSymmetricOperator):
 
     @override
     def matmat(self, block: np.ndarray) -> np.ndarray:
-        begin = self._clock()
         found = self._inner.matmat(block)
         self.products += block.shape[1]
-        self._meter.count(block.shape[1], self._clock() - begin)
+        self._meter.count(block.shape[1])
         return found

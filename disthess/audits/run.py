@@ -25,9 +25,9 @@ from disthess.audits.forecast import AuditPlan, make_plan
 from disthess.audits.history import History
 from disthess.audits.identity import checkpoint_hash, facts_of, key_of, settings_hash
 from disthess.audits.measure import measure
-from disthess.audits.meter import Meter, Progress
+from disthess.audits.meter import Meter, Progress, share_needed
 from disthess.audits.record import Alert, AuditRecord
-from disthess.audits.subject import Subject, make_subject
+from disthess.audits.subject import GGN, Subject, make_subject
 from disthess.errors import DisthessError
 from disthess.fingerprint import data_hash
 from disthess.loading import Checkpoint, load_checkpoint, load_problem
@@ -171,7 +171,7 @@ class _Session:
         readable = [one for one in self._candidates if not one.trouble]
         new = [one for one in readable if force or not history.has(one.key)]
         known = tuple(one.name for one in readable if one not in new)
-        meter = Meter(self._subject.parts(), len(new), progress)
+        meter = Meter(self._subject.parts(), len(new), progress, guess=self._guess(history))
         records: list[AuditRecord] = []
         notes: list[str] = []
         for one in new:
@@ -195,6 +195,12 @@ class _Session:
             if seen is not None:
                 seen(record)
         return AuditOutcome(self._history, tuple(records), known, tuple(failures), tuple(notes))
+
+    def _guess(self, history: History) -> float | None:
+        """What the last audit by the same settings needed to converge."""
+        same = [record for record in history.records() if record.facts.get("settings") == self._settings]
+        parts = [part for part in self._subject.parts() if part.name != GGN]
+        return share_needed(parts, same[-1].products) if same else None
 
     def _measure(self, one: _Candidate, meter: Meter) -> AuditRecord:
         begin = time.monotonic()

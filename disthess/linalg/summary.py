@@ -297,7 +297,8 @@ class _Made:
         )  # fmt: skip
         self.products += found.products
         (bottom, top), (under, over) = found.values, found.residuals
-        how = f"block Lanczos, {found.products} products{'' if found.converged.all() else ', stopped before its tolerance'}"
+        way = "the exact matrix" if self.operator.size <= DENSE_SIZE else "block Lanczos"
+        how = f"{way}, {found.products} products{'' if found.converged.all() else ', stopped before its tolerance'}"
         return (
             Ranged(float(bottom), float(bottom - under), float(bottom)),
             Ranged(float(top), float(top), float(top + over)),

@@ -74,9 +74,9 @@ def truth(problem: disthess.Problem, measured: Measured) -> dict[str, float]:
     )
     gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters)]).numpy()
     point = torch.cat([tensor.detach().reshape(-1) for tensor in parameters]).numpy()
-    report = judge(values, vectors.T @ gradient, gradient, point, float(loss))
+    report = judge(values, vectors.T @ gradient, gradient, point, float(loss.detach()))
     return {
-        "loss": float(loss),
+        "loss": float(loss.detach()),
         "gradient_norm": float(np.linalg.norm(gradient)),
         "lambda_max": float(values[-1]),
         "lambda_min": float(values[0]),
@@ -106,15 +106,20 @@ def test_every_metric_of_a_small_model_is_exact() -> None:
         assert entry.value == pytest.approx(wanted[entry.metric], rel=rel, abs=1e-10), entry.metric
 
 
+LARGE = [metric for metric in METRICS if metric not in ("kinks", "newton_decrement", "stop")]
+"""Those that are quick, and estimated or exact for any size."""
+
+
 def test_every_metric_of_a_larger_model_lies_in_its_interval() -> None:
     problem = network(16)
-    found = audited(problem, measure={"confidence": 0.999, "krylov": 400, "density_probes": 3, "density_steps": 20})
+    found = audited(
+        problem, measure={"metrics": [*LARGE, "density"], "confidence": 0.999, "density_probes": 3, "density_steps": 20}
+    )
     wanted = truth(problem, found)
     assert problem.numel > 300
     for entry in found.estimates:
-        if entry.metric != "newton_decrement":
-            slip = 1e-8 * max(1.0, abs(wanted[entry.metric]))
-            assert entry.low - slip <= wanted[entry.metric] <= entry.high + slip, entry
+        slip = 1e-8 * max(1.0, abs(wanted[entry.metric]))
+        assert entry.low - slip <= wanted[entry.metric] <= entry.high + slip, entry
     estimated = {entry.metric for entry in found.estimates if not entry.exact}
     assert {"trace", "frobenius", "effective_rank", "stable_rank", "ggn_share", "lambda_max"} <= estimated
     grid, value = found.arrays["density/grid"], found.arrays["density/value"]
@@ -226,9 +231,9 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not() -> None:
     once, again = (audited(problem, measure={**section, "seed": 3}).estimates for _ in range(2))
     assert once == again
     other = audited(problem, measure={**section, "seed": 4}).estimates
-    assert {entry.metric for entry, mate in zip(once, other, strict=True) if entry.value == mate.value} <= {
-        "newton_decrement"
-    }
+    same = {entry.metric for entry, mate in zip(once, other, strict=True) if entry.value == mate.value}
+    # Of 400 entries the extreme eigenvalues come from the matrix, and the Krylov space starts from the gradient.
+    assert same == {"lambda_max", "newton_decrement"}
 
 
 @pytest.mark.parametrize(
