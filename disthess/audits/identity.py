@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import platform
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from disthess import __version__
 from disthess.audit_config import AuditConfig
 from disthess.fingerprint import weights_hash
 from disthess.problem import Problem
@@ -78,7 +78,7 @@ def facts_of(problem: Problem, config: AuditConfig, size: int, hashes: dict[str,
         "threads": section.threads or torch.get_num_threads(),
         # As everywhere in disthess: other kernels have no second derivative.
         "attention kernel": "MATH",
-        "disthess": __version__,
+        "disthess": importlib.metadata.version("disthess"),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
