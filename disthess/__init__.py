@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from disthess.api import reference_hessian as reference_hessian
     from disthess.api import solve as solve
     from disthess.api import spectral_density as spectral_density
+    from disthess.api import trace as trace
     from disthess.audits.run import audit as audit
     from disthess.audits.run import plan_audit as plan_audit
     from disthess.bend import clarke_hessian as clarke_hessian
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from disthess.factors import save_factors as save_factors
     from disthess.linalg.summary import Effort as Effort
     from disthess.mend import repair as repair
+    from disthess.parallel import operator as operator
     from disthess.problem import Problem as Problem
     from disthess.reduce.ray_cluster import dask_cluster as dask_cluster
     from disthess.sections import attention_sections as attention_sections
@@ -54,6 +56,8 @@ _HOMES = {
     "spectral_density": "disthess.api",
     "low_rank": "disthess.api",
     "low_rank_blocks": "disthess.api",
+    "trace": "disthess.api",
+    "operator": "disthess.parallel",
     "rank_bounds": "disthess.bounds",
     "node_curvature": "disthess.bend",
     "psd_check": "disthess.api",
@@ -85,6 +89,8 @@ __all__ = [
     "spectral_density",
     "low_rank",
     "low_rank_blocks",
+    "trace",
+    "operator",
     "rank_bounds",
     "node_curvature",
     "psd_check",

@@ -37,11 +37,17 @@ class GradientTape:
         problem: Already in the dtype and on the device wanted.
         index: Which batch.
         names: Parameters to differentiate by, first names.
+        leaves: The parameters at the point, in the order of ``names``, each a leaf that requires its gradient: several tapes may
+            share them. Copies of the problem's own by default, which may then move on.
     """
 
-    def __init__(self, problem: Problem, index: int, names: Sequence[str]) -> None:
-        by_name = {parameter.name: parameter.tensor for parameter in problem.parameters()}
-        self._leaves = [by_name[name].detach().clone().requires_grad_() for name in names]
+    def __init__(
+        self, problem: Problem, index: int, names: Sequence[str], leaves: Sequence[Tensor] | None = None
+    ) -> None:
+        if leaves is None:
+            by_name = {parameter.name: parameter.tensor for parameter in problem.parameters()}
+            leaves = [by_name[name].detach().clone().requires_grad_() for name in names]
+        self._leaves = list(leaves)
         value = problem.value(problem.batches[index], dict(zip(names, self._leaves, strict=True)))
         self.loss = problem.weights[index] * value
         if not self.loss.requires_grad:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from disthess.errors import DisthessError, ProblemError
+from disthess.errors import ConfigError, DisthessError, ProblemError
 from disthess.problem import Problem, sample_count
 
 
@@ -28,10 +31,9 @@ def check_problem(problem: Problem, selected: tuple[str, ...]) -> None:
             differently twice.
     """
     if not problem.without_values:
-        _check_tensors(problem)
-    for index, batch in enumerate(problem.batches):
-        sample_count(batch)
-        _check_objective(problem, index, selected)
+        check_tensors(problem)
+    for index in range(len(problem.batches)):
+        check_batch(problem, index, selected)
 
 
 def check_parameters(problem: Problem) -> None:
@@ -71,7 +73,35 @@ def check_dtype(problem: Problem, dtype: str | None) -> None:
             )
 
 
-def _check_tensors(problem: Problem) -> None:
+def select_parameters(problem: Problem, wanted: str | Sequence[str] | None) -> tuple[str, ...]:
+    """First names of the trainable parameters that match any of the globs, in user order.
+
+    Raises:
+        ConfigError: A glob matches no trainable parameter; near names are offered.
+    """
+    trainable = problem.parameters()
+    if wanted is None:
+        return tuple(parameter.name for parameter in trainable)
+    patterns = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {p.name for p in trainable if any(fnmatch.fnmatchcase(name, pattern) for name in (p.name, *p.aliases))}
+        if not found:
+            names = [parameter.name for parameter in trainable]
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:5]
+            raise ConfigError(
+                f"parameters={pattern!r} matches no trainable parameter of the model; near names: {', '.join(near)}."
+            )
+        chosen |= found
+    return tuple(parameter.name for parameter in trainable if parameter.name in chosen)
+
+
+def check_tensors(problem: Problem) -> None:
+    """Refuse values that are no numbers, by name.
+
+    Raises:
+        ProblemError: NaN or infinity in a weight, a buffer or a batch; or a complex batch.
+    """
     for name, tensor in problem.model.named_parameters():
         _check_finite(f"parameter {name}", tensor)
     for name, buffer in problem.model.named_buffers():
@@ -95,7 +125,13 @@ def _check_finite(what: str, tensor: Tensor) -> None:
         )
 
 
-def _check_objective(problem: Problem, index: int, selected: tuple[str, ...]) -> None:
+def check_batch(problem: Problem, index: int, selected: Sequence[str]) -> None:
+    """Refuse an objective that has no Hessian on one batch; `check_problem` does it for all.
+
+    Raises:
+        ProblemError: As `check_problem`, of that batch alone.
+    """
+    sample_count(problem.batches[index])
     first = _evaluate(problem, index)
     if not isinstance(first, Tensor):
         raise ProblemError(f"the objective returns {type(first).__name__}; it must return a scalar tensor.")

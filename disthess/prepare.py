@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +18,7 @@ from disthess.planning.planner import Method, PlanRequest, Sharing, make_plan
 from disthess.planning.source import Basis
 from disthess.planning.workload import SourceCost, Workload
 from disthess.preflight import casts_down, check_dtype, check_parameters, check_problem
+from disthess.preflight import select_parameters as select_parameters
 from disthess.problem import Parameter, Problem, batch_tensors, sample_count
 from disthess.reduce.sections import check_sections
 from disthess.store.layout import ParameterSpec
@@ -143,29 +142,6 @@ def prepare(problem: Problem, options: Options, *, checked: bool = True, plannin
         _not_checked(programs) if lacking else "",
     )
     return Prepared(bound, names, programs, make_plan(workload, request), inside)
-
-
-def select_parameters(problem: Problem, wanted: str | Sequence[str] | None) -> tuple[str, ...]:
-    """First names of the trainable parameters that match any of the globs, in user order.
-
-    Raises:
-        ConfigError: A glob matches no trainable parameter; near names are offered.
-    """
-    trainable = problem.parameters()
-    if wanted is None:
-        return tuple(parameter.name for parameter in trainable)
-    patterns = _patterns(wanted)
-    chosen: set[str] = set()
-    for pattern in patterns:
-        found = {p.name for p in trainable if any(fnmatch.fnmatchcase(name, pattern) for name in (p.name, *p.aliases))}
-        if not found:
-            names = [parameter.name for parameter in trainable]
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:5]
-            raise ConfigError(
-                f"parameters={pattern!r} matches no trainable parameter of the model; near names: {', '.join(near)}."
-            )
-        chosen |= found
-    return tuple(parameter.name for parameter in trainable if parameter.name in chosen)
 
 
 def _capture(

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from disthess import hvp
 from disthess.audits.meter import Part
-from disthess.audits.operators import TOGETHER, make_operator
+from disthess.audits.operators import make_operator
 from disthess.audits.subject import Subject
-from disthess.problem import Problem
 from disthess.units import human_bytes, human_seconds
+
+TOGETHER = 8
+"""Vectors of a timed product."""
 
 TURNS = 2
 """Products timed; the first of them warms up."""
@@ -36,8 +36,7 @@ class AuditPlan:
         product_seconds: Of one product, as timed here; NaN where nothing was timed.
         gradient_seconds: Of loss, gradient and tape.
         vector_bytes: Memory for vectors at most.
-        tape_bytes: What the tape of all batches keeps.
-        model_bytes: Parameters and buffers.
+        product_bytes: Memory of those who take products, at most: libraries, model, batches and tapes.
     """
 
     title: str
@@ -48,8 +47,7 @@ class AuditPlan:
     product_seconds: float
     gradient_seconds: float
     vector_bytes: int
-    tape_bytes: int
-    model_bytes: int
+    product_bytes: int
 
     @property
     def products(self) -> int:
@@ -63,8 +61,8 @@ class AuditPlan:
 
     @property
     def bytes(self) -> int:
-        """Memory at most, libraries left out; the model is there twice."""
-        return self.vector_bytes + self.tape_bytes + 2 * self.model_bytes
+        """Memory at most, all processes together."""
+        return self.vector_bytes + self.product_bytes
 
     def describe(self) -> str:
         """A table for people."""
@@ -81,8 +79,8 @@ class AuditPlan:
         if timed:
             rows.append(f"{'time':<34}{f'at most {human_seconds(self.seconds)}':>20}")
         rows.append(
-            f"{'memory':<34}{f'at most {human_bytes(self.bytes)}':>20}: vectors {human_bytes(self.vector_bytes)}, tape "
-            f"{human_bytes(self.tape_bytes)}, model twice {human_bytes(2 * self.model_bytes)}"
+            f"{'memory':<34}{f'at most {human_bytes(self.bytes)}':>20}: vectors {human_bytes(self.vector_bytes)}, "
+            f"products {human_bytes(self.product_bytes)}"
         )
         return "\n".join(rows)
 
@@ -100,8 +98,7 @@ class AuditPlan:
             "gradient_seconds": self.gradient_seconds if timed else None,
             "seconds": self.seconds if timed else None,
             "vector_bytes": self.vector_bytes,
-            "tape_bytes": self.tape_bytes,
-            "model_bytes": self.model_bytes,
+            "product_bytes": self.product_bytes,
             "bytes": self.bytes,
         }
 
@@ -126,14 +123,9 @@ def make_plan(
     begin = clock()
     hvp.gradient(problem, subject.names)
     gradient_seconds = clock() - begin
-    operator = make_operator(problem, subject.names, subject.config.measure)
-    try:
+    with make_operator(problem, subject.names, subject.config.measure) as operator:
         seconds = _product_seconds(operator.matmat, subject.size, operator.dtype, clock)
-    finally:
-        close = getattr(operator, "close", None)
-        if close is not None:
-            close()
-    tensors = (*problem.model.parameters(), *problem.model.buffers())
+        plan = operator.plan
     return AuditPlan(
         title=f"{type(problem.model).__name__}, {problem.recipe.title}",
         size=subject.size,
@@ -143,8 +135,7 @@ def make_plan(
         product_seconds=seconds,
         gradient_seconds=2 * gradient_seconds,
         vector_bytes=subject.vector_bytes(),
-        tape_bytes=_tape_bytes(problem, subject.names),
-        model_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        product_bytes=plan.workers * plan.worker_bytes,
     )
 
 
@@ -158,21 +149,3 @@ def _product_seconds(
         matmat(vectors)
         found.append((clock() - begin) / vectors.shape[1])
     return min(found)
-
-
-def _tape_bytes(problem: Problem, names: tuple[str, ...]) -> int:
-    """What autograd keeps for products of all batches, each storage once."""
-    total = 0
-    for index in range(len(problem.batches)):
-        held: dict[int, int] = {}
-
-        def keep(tensor: Tensor, held: dict[int, int] = held) -> Tensor:
-            storage = tensor.untyped_storage()
-            held[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            tape = hvp.GradientTape(problem, index, names)
-        total += sum(held.values())
-        del tape
-    return total

@@ -70,14 +70,8 @@ def measure(subject: Subject, problem: Problem, meter: Meter) -> Measured:
     """
     check_problem(problem, subject.names)
     loss, gradient = hvp.gradient(problem, subject.names)
-    operator = make_operator(problem, subject.names, subject.config.measure)
-    try:
-        run = _Run(subject, problem, meter, operator, loss, gradient.double().cpu().numpy())
-        return run.everything()
-    finally:
-        close = getattr(operator, "close", None)
-        if close is not None:
-            close()
+    with make_operator(problem, subject.names, subject.config.measure) as operator:
+        return _Run(subject, problem, meter, operator, loss, gradient.double().cpu().numpy()).everything()
 
 
 @final

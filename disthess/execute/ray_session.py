@@ -39,6 +39,13 @@ class Session:
 
 @contextlib.contextmanager
 def ray_session(address: str | None, workers: int, shared_bytes: int) -> Iterator[Session]:
+    """`ray_connection` with standard output kept for results: Ray prints what it says about dead workers."""
+    with ray_connection(address, workers, shared_bytes) as session, contextlib.redirect_stdout(sys.stderr):
+        yield session
+
+
+@contextlib.contextmanager
+def ray_connection(address: str | None, workers: int, shared_bytes: int) -> Iterator[Session]:
     """Ray for the time of a run: the one this process is connected to, that at ``address``, or a private one.
 
     Only what was started here is shut down; environment and signal handlers are put back.
@@ -69,9 +76,7 @@ def ray_session(address: str | None, workers: int, shared_bytes: int) -> Iterato
                 f"executor='serial'."
             ) from error
         try:
-            # Ray prints what it says about dead workers; standard output is for results.
-            with contextlib.redirect_stdout(sys.stderr):
-                yield _session(private=private)
+            yield _session(private=private)
         finally:
             with handlers_kept():
                 ray.shutdown()

@@ -26,6 +26,8 @@ class DensityResult:
         weights: Their weights, ``[m]``, summing to one.
         width: Standard deviation of the Gaussian by which nodes are smoothed.
         products: Products with the operator.
+        truncation: ``int |density - density of one Lanczos step less|``, at most 2: what further steps would change, about. 0
+            where the steps exhausted the space; NaN where there was one step alone.
     """
 
     grid: np.ndarray
@@ -35,6 +37,17 @@ class DensityResult:
     weights: np.ndarray
     width: float
     products: int
+    truncation: float = float("nan")
+
+    @property
+    def sampling(self) -> float:
+        """``int standard_error``: what other probes would change, about."""
+        return float(np.trapezoid(self.standard_error, self.grid))
+
+    @property
+    def converged(self) -> bool:
+        """Whether the error of too few steps is below that of too few probes, or below 1 %."""
+        return bool(self.truncation <= max(self.sampling, 0.01))
 
 
 def spectral_density(
@@ -67,22 +80,35 @@ def spectral_density(
     size = operator.size
     probes = min(probes, size)
     start = np.linalg.qr(np.random.default_rng(seed).standard_normal((size, probes)))[0]
-    small = _krylov(operator, start, min(steps, max(1, size // probes + 1)))
+    small, last, exhausted = _krylov(operator, start, min(steps, max(1, size // probes + 1)))
     nodes, vectors = np.linalg.eigh(small)
     squares = vectors[:probes].T ** 2
     spread = float(nodes.max() - nodes.min())
     sigma = width if width is not None else max(0.01 * spread, 1e-12 * max(1.0, float(np.abs(nodes).max())))
     grid = np.linspace(nodes.min() - 5 * sigma, nodes.max() + 5 * sigma, points)
+    curves = _smoothed(grid, nodes, squares, sigma)
+    error = curves.std(axis=1, ddof=1) / np.sqrt(probes) if probes > 1 else np.full(points, np.nan)
+    mean = curves.mean(axis=1)
+    truncation = 0.0 if exhausted else float("nan")
+    if not exhausted and len(small) > last:
+        before, turned = np.linalg.eigh(small[:-last, :-last])
+        change = np.abs(mean - _smoothed(grid, before, turned[:probes].T ** 2, sigma).mean(axis=1))
+        truncation = float(np.trapezoid(change, grid))
+    return DensityResult(grid, mean, error, nodes, squares.mean(axis=1), float(sigma), len(small), truncation)
+
+
+def _smoothed(grid: np.ndarray, nodes: np.ndarray, squares: np.ndarray, sigma: float) -> np.ndarray:
+    """A density of each probe, ``[points, probes]``, from nodes and squared components ``[m, probes]``."""
     kernel = np.exp(-0.5 * ((grid[:, None] - nodes) / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi))
     curves = kernel @ squares
     area = np.trapezoid(curves, grid, axis=0)
-    curves = curves / np.where(area > 0, area, 1.0)
-    error = curves.std(axis=1, ddof=1) / np.sqrt(probes) if probes > 1 else np.full(points, np.nan)
-    return DensityResult(grid, curves.mean(axis=1), error, nodes, squares.mean(axis=1), float(sigma), len(small))
+    return curves / np.where(area > 0, area, 1.0)
 
 
-def _krylov(operator: AbstractSymmetricOperator, start: np.ndarray, steps: int) -> np.ndarray:
+def _krylov(operator: AbstractSymmetricOperator, start: np.ndarray, steps: int) -> tuple[np.ndarray, int, bool]:
     """The operator projected on the block Krylov space, ``[m, m]``, its first rows and columns those of ``start``.
+
+    Besides, the width of its last block, and whether the space is invariant, so that further steps change nothing.
 
     Each new block is orthogonalised twice against all before it; the space ends early where it is invariant.
     """
@@ -92,6 +118,7 @@ def _krylov(operator: AbstractSymmetricOperator, start: np.ndarray, steps: int) 
     count = start.shape[1]
     room[:count] = start.T
     columns: list[np.ndarray] = []
+    exhausted = False
     for step in range(steps):
         # One product for all probes: a store is read once per step.
         image = np.asarray(operator.matmat(last), dtype=np.float64)
@@ -107,11 +134,12 @@ def _krylov(operator: AbstractSymmetricOperator, start: np.ndarray, steps: int) 
         left, sizes, _ = np.linalg.svd(inner)
         last = outer @ left[:, sizes > 1e-10 * scale][:, : operator.size - count]
         if last.shape[1] == 0:
+            exhausted = True
             break
         last = np.linalg.qr(last - basis @ (basis.T @ last))[0]
         room[count : count + last.shape[1]] = last.T
         count += last.shape[1]
-    return _assembled(columns)
+    return _assembled(columns), columns[-1].shape[1], exhausted
 
 
 def _assembled(columns: list[np.ndarray]) -> np.ndarray:

@@ -11,6 +11,12 @@ import numpy as np
 
 from disthess.linalg.operator import AbstractSymmetricOperator
 
+TOLERANCE = 0.05
+"""Relative standard error that counts as converged where nothing else is asked for."""
+
+MOST = 20
+"""Times the products asked for that a tolerance may take."""
+
 
 @dataclass(frozen=True, slots=True)
 class TraceResult:
@@ -20,36 +26,59 @@ class TraceResult:
         value: The estimate.
         standard_error: Of the estimate; 0 where it is exact.
         products: Products with the operator.
+        tolerance: What ``converged`` is judged by.
     """
 
     value: float
     standard_error: float
     products: int
+    tolerance: float = TOLERANCE
+
+    @property
+    def converged(self) -> bool:
+        """Whether the standard error is at most ``tolerance`` times the magnitude of the value; exact ones always are."""
+        return self.standard_error == 0 or self.standard_error <= self.tolerance * abs(self.value)
 
 
-def estimate_trace(operator: AbstractSymmetricOperator, *, probes: int = 48, seed: int = 0) -> TraceResult:
+def estimate_trace(
+    operator: AbstractSymmetricOperator, *, probes: int = 48, seed: int = 0, tolerance: float | None = None
+) -> TraceResult:
     """Trace of a symmetric operator from about ``probes`` products.
 
     A third finds the range, a third gives the trace on it exactly, a third estimates the rest.
 
+    Args:
+        operator: Symmetric.
+        probes: Products, about.
+        seed: Of the random signs.
+        tolerance: Where it is given, further estimates of the rest are added until ``converged``, up to `MOST` times as many
+            products in all.
+
     Raises:
-        ValueError: Fewer than 6 probes.
+        ValueError: Fewer than 6 probes, or a tolerance that is not positive.
     """
     if probes < 6:
         raise ValueError(f"a trace needs at least 6 probes, got {probes}")
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"tolerance must be positive, got {tolerance}")
+    allowed = TOLERANCE if tolerance is None else tolerance
     size = operator.size
     third = min(probes // 3, size)
     generator = np.random.default_rng(seed)
     sketch = operator.matmat(generator.choice([-1.0, 1.0], size=(size, third)))
     basis = np.linalg.qr(np.asarray(sketch, dtype=np.float64))[0]
     exact = float(np.einsum("pk,pk->", basis, operator.matmat(basis)))
-    signs = generator.choice([-1.0, 1.0], size=(size, third))
-    rest = signs - basis @ (basis.T @ signs)
-    terms = np.einsum("pk,pk->k", rest, operator.matmat(rest))
     if third >= size:
-        return TraceResult(exact, 0.0, 2 * third)
-    error = float(terms.std(ddof=1) / np.sqrt(third)) if third > 1 else float("nan")
-    return TraceResult(exact + float(terms.mean()), error, 3 * third)
+        return TraceResult(exact, 0.0, 2 * third, allowed)
+    terms = np.empty(0)
+    while True:
+        signs = generator.choice([-1.0, 1.0], size=(size, third))
+        rest = signs - basis @ (basis.T @ signs)
+        terms = np.concatenate([terms, np.einsum("pk,pk->k", rest, operator.matmat(rest))])
+        error = float(terms.std(ddof=1) / np.sqrt(len(terms))) if len(terms) > 1 else float("nan")
+        found = TraceResult(exact + float(terms.mean()), error, 2 * third + len(terms), allowed)
+        if tolerance is None or found.converged or found.products + third > MOST * 3 * third:
+            return found
 
 
 @dataclass(frozen=True, slots=True)

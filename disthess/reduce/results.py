@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -9,7 +10,9 @@ import numpy as np
 import psutil
 from scipy.sparse.linalg import LinearOperator
 
-from disthess.errors import ConfigError
+from disthess.errors import ConfigError, PlanError
+from disthess.execute.memory import available_memory_bytes
+from disthess.execute.product_progress import ProductProgress, product_listener
 from disthess.linalg import density, lanczos, lowrank
 from disthess.linalg.lanczos import EigenResult, Which
 from disthess.linalg.lowrank import LowRankResult
@@ -21,6 +24,7 @@ from disthess.reduce.hessian_store import HessianStore
 from disthess.reduce.keep import keep, kept
 from disthess.reduce.truncate import TruncatedBlocks, truncate_blocks
 from disthess.types import DType, Part
+from disthess.units import human_bytes
 
 _SCALARS = ("error", "standard_error", "relative_error", "frobenius_bound", "spectral_bound", "products")
 
@@ -38,11 +42,13 @@ def eigenvalues(
     seed: int = 0,
     tolerance: float | None = None,
     memory_bytes: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: ProductProgress = None,
 ) -> EigenResult:
     """Extreme eigenvalues of a Hessian, with the residual of each.
 
     Args:
-        target: A store, or any symmetric ``LinearOperator``.
+        target: A store, an operator such as `disthess.operator` makes, or any symmetric ``LinearOperator``.
         k: How many at each end asked for.
         which: ``both`` ends, ``largest`` or ``smallest``.
         part: Of a store.
@@ -50,13 +56,19 @@ def eigenvalues(
         seed: Of the start vector.
         tolerance: Relative residual; see `extreme_eigenpairs`. A store in float32 is multiplied in float32 unless one is given.
         memory_bytes: What the vectors kept between steps may take; fewer of them take more passes over the store. Default and
-            least: `disthess.linalg.lanczos.basis_bytes`.
+            least: `disthess.linalg.lanczos.basis_bytes`, but by default no more than half of the memory that is free.
+        checkpoint: A file that keeps the state of a long iteration, saved between steps at most every 30 s. Where it is there, the
+            iteration goes on from it, and ends with the same bits as one that was never stopped. It is refused where it belongs
+            to another question: size, dtype, k, which, seed, tolerance, or H times a fixed vector differ.
+        progress: True for a line now and then, or a function that is called with the products done so far.
 
     Returns:
-        Values ascending. From a store they are kept under ``spectrum/`` and found again.
+        Values ascending, each within its residual of an eigenvalue (``intervals``), and whether they converged. From a store they
+        are kept under ``spectrum/`` and found again.
 
     Raises:
-        ConfigError: ``k`` or ``which`` is wrong.
+        ConfigError: ``k``, ``which`` or the checkpoint is wrong.
+        PlanError: Not even the least vectors fit into memory.
         StoreError: The store is incomplete.
     """
     settings = {"k": k, "which": which, "part": part, "seed": seed, "vectors": vectors, "tolerance": tolerance}
@@ -67,16 +79,19 @@ def eigenvalues(
             arrays["values"], arrays["residuals"], arrays.get("vectors"), int(values["products"]),
             arrays["converged"].astype(bool), float(values["tolerance_used"]),
         )  # fmt: skip
+    # The default tolerance of a float32 store leaves room for the rounding of float32 products; one that is given may not.
+    matrix = _operator(target, part, "float32" if tolerance is None else "float64")
     found = _checked(
         lanczos.extreme_eigenpairs,
-        # The default tolerance of a float32 store leaves room for the rounding of float32 products; one that is given may not.
-        _operator(target, part, "float32" if tolerance is None else "float64"),
+        matrix,
         k,
         which=which,
         seed=seed,
         tolerance=tolerance,
         vectors=vectors,
-        memory_bytes=memory_bytes,
+        memory_bytes=_basis_room(matrix.size, k, which) if memory_bytes is None else memory_bytes,
+        checkpoint=checkpoint,
+        notify=product_listener(progress),
     )
     arrays = {"values": found.values, "residuals": found.residuals, "converged": found.converged.astype(np.uint8)}
     if found.vectors is not None:
@@ -97,7 +112,7 @@ def spectral_density(
     """Spectral density of a Hessian by block stochastic Lanczos quadrature; integrates to one.
 
     Args:
-        target: A store, or any symmetric ``LinearOperator``.
+        target: A store, an operator such as `disthess.operator` makes, or any symmetric ``LinearOperator``.
         part: Of a store.
         probes: Random start vectors.
         steps: Block Lanczos steps.
@@ -112,7 +127,12 @@ def spectral_density(
     old = kept(target, f"spectrum/{part}/density", settings)
     if old is not None:
         arrays, values = old
-        return density.DensityResult(**arrays, width=float(values["width"]), products=int(values["products"]))
+        return density.DensityResult(
+            **arrays,
+            width=float(values["width"]),
+            products=int(values["products"]),
+            truncation=float(values.get("truncation", "nan")),
+        )
     found = _checked(
         density.spectral_density,
         _operator(target, part, "float32"),
@@ -122,7 +142,10 @@ def spectral_density(
         points=points,
     )
     arrays = {name: getattr(found, name) for name in ("grid", "density", "standard_error", "nodes", "weights")}
-    keep(target, f"spectrum/{part}/density", settings, arrays, {"width": found.width, "products": found.products})
+    scalars = {"width": found.width, "products": found.products}
+    if np.isfinite(found.truncation):
+        scalars["truncation"] = found.truncation
+    keep(target, f"spectrum/{part}/density", settings, arrays, scalars)
     return found
 
 
@@ -139,7 +162,7 @@ def low_rank(
     """``H ~ V diag(values) V^T`` with what is left out, and bounds of it.
 
     Args:
-        target: A store, or any symmetric ``LinearOperator``.
+        target: A store, an operator such as `disthess.operator` makes, or any symmetric ``LinearOperator``.
         rank: Wanted.
         method: ``randomised`` (a few passes over the store), ``exact`` (the eigenpairs of largest magnitude: the best there is), or
             ``nystrom`` (generalised Nystroem: one pass).
@@ -232,7 +255,7 @@ def solve(
     Negative curvature is found and reported: the solution is then no minimiser of a quadratic model.
 
     Args:
-        target: A store, any symmetric ``LinearOperator``, or the result of `low_rank`, solved exactly in its own form.
+        target: A store, an operator, any symmetric ``LinearOperator``, or the result of `low_rank`, solved exactly in its own form.
         b: ``[P]``.
         damping: In the units of the Hessian.
         part: Of a store.
@@ -258,16 +281,25 @@ def solve(
     return solve_iterative(_operator(target, part), right, damping)
 
 
-def trace(target: Target, *, part: Part = "hessian", probes: int = 48, seed: int = 0) -> TraceResult:
-    """Trace of a Hessian: exact from a store, estimated with its standard error from an operator.
+def trace(
+    target: Target, *, part: Part = "hessian", probes: int = 48, seed: int = 0, tolerance: float | None = None
+) -> TraceResult:
+    """Trace of a Hessian: exact from a store, estimated with its standard error (Hutch++) from an operator.
+
+    Args:
+        target: A store, an operator such as `disthess.operator` makes, or any symmetric ``LinearOperator``.
+        part: Of a store.
+        probes: Products, about.
+        seed: Of the random signs.
+        tolerance: Relative standard error to go on to, up to 20 times as many products; ``converged`` says whether it was met.
 
     Raises:
-        ConfigError: Too few probes.
+        ConfigError: Too few probes, or a tolerance that is not positive.
         StoreError: The store is incomplete.
     """
     if isinstance(target, HessianStore):
         return TraceResult(target.blocks(part).trace, 0.0, 0)
-    return _checked(estimate_trace, _operator(target, part), probes=probes, seed=seed)
+    return _checked(estimate_trace, _operator(target, part), probes=probes, seed=seed, tolerance=tolerance)
 
 
 def _operator(target: Target, part: Part, multiply: DType = "float64") -> AbstractSymmetricOperator:
@@ -277,7 +309,24 @@ def _operator(target: Target, part: Part, multiply: DType = "float64") -> Abstra
         return target
     if isinstance(target, LinearOperator):
         return ScipyOperator(target)
-    raise ConfigError(f"expected a store or a symmetric LinearOperator, got {type(target).__name__}.")
+    raise ConfigError(
+        f"expected a store, an operator (disthess.operator makes one of a problem) or a symmetric LinearOperator, got "
+        f"{type(target).__name__}."
+    )
+
+
+def _basis_room(size: int, k: int, which: Which) -> int | None:
+    """Half of the free memory where the default would take more; None where it would not."""
+    free = available_memory_bytes()
+    if k < 1 or lanczos.basis_bytes(size, k, which) <= free // 2:
+        return None
+    least = lanczos.basis_bytes(size, k, which, 0)
+    if least > free:
+        raise PlanError(
+            f"the least that Lanczos needs for k={k}, which={which!r} and {size:,} rows is {human_bytes(least)} of vectors, and "
+            f"{human_bytes(free)} are free. Ask for fewer eigenvalues or for one end."
+        )
+    return free // 2
 
 
 def _checked(function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -163,7 +163,7 @@ def test_plan_knows_audit_files(place: Path) -> None:
     assert len(plan["checkpoints"]) == 5
     assert not Path("audits.zarr").exists()
     assert plan["seconds"] > 0
-    assert plan["bytes"] == plan["vector_bytes"] + plan["tape_bytes"] + 2 * plan["model_bytes"]
+    assert plan["bytes"] == plan["vector_bytes"] + plan["product_bytes"] > 0
     made = disthess.audit("audit.yaml")
     assert all(record.products <= plan["products"] for record in made.records)
     text = CliRunner().invoke(app, ["plan", "audit.yaml"]).output
