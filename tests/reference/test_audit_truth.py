@@ -37,7 +37,7 @@ def config(**sections: Any) -> AuditConfig:
 
 
 def audited(problem: disthess.Problem, **sections: Any) -> Measured:
-    subject = make_subject(problem, config(**sections))
+    subject = make_subject(problem, config(**{**sections, "measure": {"threads": 1, **sections.get("measure", {})}}))
     meter = Meter(subject.parts())
     meter.begin_checkpoint()
     return measure(subject, subject.bound(), meter)
