@@ -36,4 +36,6 @@ def save_checkpoints(
 
 
 if __name__ == "__main__":
-    save_checkpoints(sys.argv[1] if len(sys.argv) > 1 else "runs/digits_checkpoints")
+    place = sys.argv[1] if len(sys.argv) > 1 else "runs/digits_checkpoints"
+    save_checkpoints(place)
+    print("saved:", *sorted(path.name for path in Path(place).iterdir()))

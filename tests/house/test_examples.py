@@ -34,16 +34,20 @@ TABLES = ("paper_check", "cost_growth")
 """Examples that print a table of many problems."""
 PLANS = ("plan_7b",)
 """Examples of problems that are planned and not computed."""
+SAVES = ("digits_checkpoints",)
+"""Examples that save checkpoints for an audit."""
 QUICK = ("tied_autoencoder", "paper_check")
 SCRIPTS = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-    for name in (*SMALL, *TABLES, *PLANS)
+    for name in (*SMALL, *TABLES, *PLANS, *SAVES)
     if name != "digits_mlp"
 ]
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {*SMALL, *TABLES, *PLANS, "paper_architectures"}
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {
+        *(*SMALL, *TABLES, *PLANS, *SAVES, "paper_architectures")
+    }
 
 
 @pytest.mark.parametrize("name", SMALL)

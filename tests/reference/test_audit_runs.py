@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +180,35 @@ def test_the_word_run_may_be_left_out_and_help_is_there(place: Path) -> None:
     assert "Examples" in run("run", "--help").output
     assert "run" in run("--help").output
     assert run("none.yaml").exit_code == 2
+
+
+@pytest.mark.slow
+def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    script = [sys.executable, str(root / "examples" / "digits_checkpoints.py"), "runs/digits_checkpoints"]
+    subprocess.run(script, cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "examples").symlink_to(root / "examples")
+    monkeypatch.chdir(tmp_path)
+    config = str(root / "configs" / "digits_audit.yaml")
+    found = run(config)
+    assert found.exit_code == 0, found.output
+    records = History.open("runs/digits_audit.zarr").records()
+    assert [record.step for record in records] == [0, 20, 40, 60]
+    losses = [record.value("loss") for record in records]
+    assert losses == sorted(losses, reverse=True)
+    assert set(records[0].arrays) >= {"density/grid", "coupling/value", "norm/high", "tile/last biases"}
+    assert records[0].blocks == ("0", "2", "4")
+
+
+@pytest.mark.slow
+def test_on_ray_the_numbers_are_those_of_one_process(place: Path) -> None:
+    measured = {"metrics": ["loss", "lambda_max", "trace"], "threads": 1}
+    write(place, measure=measured, alerts=[], checkpoints={"paths": ["step-10.safetensors"]}, history="one.zarr")
+    one = disthess.audit("audit.yaml").records[0]
+    ray = {**measured, "executor": "ray", "workers": 1}
+    write(place, measure=ray, alerts=[], checkpoints={"paths": ["step-10.safetensors"]}, history="ray.zarr")
+    other = disthess.audit("audit.yaml").records[0]
+    assert other.key == one.key
+    assert [found.value for found in other.estimates] == pytest.approx(
+        [found.value for found in one.estimates], rel=1e-12
+    )
