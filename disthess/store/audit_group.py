@@ -22,8 +22,9 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar, final
 
 import numpy as np
 from zarr.abc.store import Store as ZarrStore
@@ -45,6 +46,11 @@ ENTRY_MARK = "audit"
 MOST_ENTRY_BYTES = 256 << 20
 """All arrays of one entry together."""
 
+READERS = 8
+"""Entries that are looked at at a time."""
+
+Answer = TypeVar("Answer")
+
 _ENTRY = re.compile(r"(\d{6,12})-(\d{1,6})")
 _PATIENCE_SECONDS = 120.0
 
@@ -55,6 +61,7 @@ class AuditGroup:
 
     def __init__(self, place: AbstractPlace) -> None:
         self._place = place
+        self._whole: set[str] = set()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | AbstractPlace) -> AuditGroup:
@@ -159,12 +166,16 @@ class AuditGroup:
                 self._place.withdraw(replaced)
         return name
 
-    def _entries(self) -> Iterator[tuple[int, int, str]]:
+    def _entries(self) -> list[tuple[int, int, str]]:
         """Place, revision and name of every entry that is whole."""
-        for child in self._place.children():
-            found = _ENTRY.fullmatch(child)
-            if found is not None and self._place.has(f"{child}/{ROOT}"):
-                yield int(found[1]), int(found[2]), child
+        found = [match for child in self._place.children() if (match := _ENTRY.fullmatch(child)) is not None]
+        # What was whole once stays so for as long as it is there: on an object store each question takes its time.
+        new = [match[0] for match in found if match[0] not in self._whole]
+        self._whole |= {name for name, whole in zip(new, at_once(self._is_whole, new), strict=True) if whole}
+        return [(int(match[1]), int(match[2]), match[0]) for match in found if match[0] in self._whole]
+
+    def _is_whole(self, name: str) -> bool:
+        return self._place.has(f"{name}/{ROOT}")
 
     def _sweep(self) -> None:
         entries = {name for _, _, name in self._entries()}
@@ -194,6 +205,14 @@ class AuditGroup:
             return read()
         except (ValueError, OSError) as error:
             raise damaged_entry(self.path, name, error) from error
+
+
+def at_once(ask: Callable[[str], Answer], names: Sequence[str]) -> list[Answer]:
+    """The answer for each name, several asked at a time; the first error is raised."""
+    if len(names) < 4:
+        return [ask(name) for name in names]
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(ask, names))
 
 
 def damaged_entry(path: str, name: str, error: Exception) -> StoreError:

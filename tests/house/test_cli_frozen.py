@@ -19,6 +19,11 @@ PROMISED = {
     "compare": {"config", "--rank", "--folder", "--threads", "--plot", "--json"},
     "kronecker": {"store", "layers", "--config", "--part", "--out", "--json"},
     "couplings": {"config", "--of", "--probes", "--top", "--csv", "--plot", "--seed", "--json"},
+    "diff": {"a", "b", "--csv", "--json"},
+    "schedule": {
+        *("config", "--cron", "--emit", "--watch", "--state", "--once", "--name", "--image", "--address"),
+        *("--working-dir", "--timezone", "--deadline", "--out"),
+    },
     "stopping": {"config", "--store", "--tolerance", "--json"},
     "verify": {"store", "--repair", "--config", "--json"},
     "submit": {
@@ -26,6 +31,7 @@ PROMISED = {
         *("--env", "--python", "--submission-id", "--wait-seconds", "--no-follow"),
     },
     "audit run": {"config", "--history", "--force", "--json"},
+    "audit history": {"path", "--metric", "--block", "--csv", "--plot", "--json"},
     "job status": {"name", "--address", "--json"},
     "job logs": {"name", "--address", "--follow"},
     "job stop": {"name", "--address", "--no-wait"},

@@ -243,6 +243,11 @@ def test_a_flipped_byte_is_an_error_and_no_number(tmp_path: Path) -> None:
     file.write_text(text.replace("3.5", "3.6", 1))
     with pytest.raises(StoreError, match="checksum"):
         History.open(path).records()
+    unsealed = json.loads(text)
+    del unsealed["attributes"]["checksum"]
+    file.write_text(json.dumps(unsealed))
+    with pytest.raises(StoreError, match="checksum"):
+        History.open(path).records()
     file.write_text(text)
     chunk = path / "000000-0" / "density_grid" / "c" / "0"
     data = bytearray(chunk.read_bytes())
@@ -287,3 +292,19 @@ def test_any_change_of_the_json_is_refused_or_read(data: st.DataObject) -> None:
         break
     with contextlib.suppress(ValueError):
         record_from_json(value, {})
+
+
+def test_many_audits_are_read_once_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History.open_or_create(tmp_path / "h.zarr")
+    for number in range(12):
+        history.append(make_record(f"k{number}", number, arrays={}))
+    asked: list[str] = []
+    attributes = AuditGroup.attributes
+    monkeypatch.setattr(AuditGroup, "attributes", lambda self, name: asked.append(name) or attributes(self, name))
+    reader = History.open(tmp_path / "h.zarr")
+    for _ in range(3):
+        assert [record.step for record in reader.records()] == list(range(12))
+    assert sorted(asked) == [f"{number:06d}-0" for number in range(12)]
+    history.append(make_record("k3", 3, seconds=5.0, arrays={}), replace=True)
+    assert [record.seconds for record in reader.records()][2:5] == [1.25, 5.0, 1.25]
+    assert asked[12:].count("000003-1") == 1

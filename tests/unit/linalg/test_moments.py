@@ -64,7 +64,8 @@ def test_intervals_hold_in_many_runs(name: str, probes: int) -> None:
     trace, norm, rank = coverage(dict(matrices())[name], probes, 1000)
     assert 0.93 <= trace <= 0.97, trace
     assert 0.93 <= norm <= 0.97, norm
-    assert (0.93 <= rank <= 0.97) or (name == "indefinite" and rank >= 0.93), rank
+    # Cautious where the trace may be zero, and where tails are heavy: see the module's text.
+    assert 0.93 <= rank <= (0.99 if name == "indefinite" or "cauchy" in name else 0.97), rank
 
 
 def test_estimates_have_no_bias() -> None:
