@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from disthess.api import spectral_density as spectral_density
     from disthess.api import trace as trace
     from disthess.audits.difference import diff as diff
+    from disthess.audits.run import audit as audit
+    from disthess.audits.run import plan_audit as plan_audit
     from disthess.bend import clarke_hessian as clarke_hessian
     from disthess.bend import node_curvature as node_curvature
     from disthess.bounds import rank_bounds as rank_bounds
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from disthess.expected import expected_hessian as expected_hessian
     from disthess.factors import kronecker as kronecker
     from disthess.factors import save_factors as save_factors
+    from disthess.linalg.summary import Effort as Effort
     from disthess.mend import repair as repair
     from disthess.ondemand import open_cache as open_cache
     from disthess.parallel import operator as operator
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from disthess.sections import attention_sections as attention_sections
     from disthess.steps import newton as newton
     from disthess.steps import stopping_report as stopping_report
+    from disthess.summaries import summarise as summarise
 
 __version__ = "0.1.0"
 
@@ -68,6 +72,10 @@ _HOMES = {
     "compare": "disthess.comparison",
     "diff": "disthess.audits.difference",
     "coupling_map": "disthess.couplings",
+    "summarise": "disthess.summaries",
+    "audit": "disthess.audits.run",
+    "plan_audit": "disthess.audits.run",
+    "Effort": "disthess.linalg.summary",
     "newton": "disthess.steps",
     "stopping_report": "disthess.steps",
     "attention_sections": "disthess.sections",
@@ -100,6 +108,10 @@ __all__ = [
     "compare",
     "diff",
     "coupling_map",
+    "summarise",
+    "audit",
+    "plan_audit",
+    "Effort",
     "newton",
     "stopping_report",
     "attention_sections",

@@ -15,39 +15,18 @@ there is looked for beside the run file as well.
 
 from __future__ import annotations
 
-import difflib
-import reprlib
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
 import pydantic
-import yaml
 
-from disthess.errors import ConfigError
+from disthess.config_text import Count, Section, Seed, check_tree, read_tree
 from disthess.loading import Checkpoint, Source
 from disthess.types import DType, Part
 
-Count = Annotated[int, pydantic.Field(ge=1, le=1_000_000)]
-
-MOST_BYTES = 1 << 20
-"""Largest run file."""
-
-MOST_NODES = 100_000
-"""Most values in one, each alias counted as what it stands for: a few lines of aliases can stand for billions."""
-
-MOST_DEPTH = 50
-"""Deepest nesting in one."""
-
-
-class _Section(pydantic.BaseModel):
-    """A part of a run file: frozen, strict types, no unknown keys."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
-
 
 @final
-class CheckpointSection(_Section):
+class CheckpointSection(Section):
     """``problem.checkpoint``: weights to load into the factory's model."""
 
     path: str
@@ -57,7 +36,7 @@ class CheckpointSection(_Section):
 
 
 @final
-class ProblemSection(_Section):
+class ProblemSection(Section):
     """``problem``: which problem."""
 
     factory: str
@@ -66,11 +45,13 @@ class ProblemSection(_Section):
 
 
 @final
-class ComputeSection(_Section):
+class ComputeSection(Section):
     """``compute``: what to compute, where to, and with what. Every key but ``store`` has the default of `disthess.compute`."""
 
     store: str
-    parts: Annotated[list[Part], pydantic.Field(min_length=1)] = ["hessian"]
+    parts: Annotated[list[Part], pydantic.Field(min_length=1)] = pydantic.Field(
+        default_factory=lambda: list[Part](["hessian"])
+    )
     parameters: str | list[str] | None = None
     dtype: DType | None = None
     method: Literal["auto", "graph", "autograd"] = "auto"
@@ -84,11 +65,11 @@ class ComputeSection(_Section):
     sections: dict[str, str] = pydantic.Field(default_factory=dict)
     memory_gib: Annotated[float, pydantic.Field(gt=0, le=2**40, allow_inf_nan=False)] | None = None
     address: str | None = None
-    seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
 
 
 @final
-class ReportSection(_Section):
+class ReportSection(Section):
     """``report``: what ``disthess run`` prints and draws when the store is whole.
 
     ``eigenvalues`` and ``blocks`` are numbers of rows (0 leaves the table out); ``density`` and ``pictures`` are yes or no.
@@ -101,7 +82,7 @@ class ReportSection(_Section):
 
 
 @final
-class RunConfig(_Section):
+class RunConfig(Section):
     """One run file."""
 
     problem: ProblemSection
@@ -168,65 +149,7 @@ def load(path: str | Path) -> RunConfig:
         ConfigError: The file does not exist, is not YAML, or holds an unknown key, a repeated key, or a value of the
             wrong kind; the message names the place.
     """
-    file = Path(path)
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MOST_BYTES + 1)
-        text = data.decode("utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"there is no run file {file}. Give the path of a YAML file, for example configs/digits_mlp.yaml."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the run file {file} cannot be read: {error}. Give the path of a YAML text file.") from error
-    if len(data) > MOST_BYTES:
-        raise ConfigError(f"the run file {file} has more than {MOST_BYTES:,} bytes. Give the path of a YAML run file.")
-    try:
-        tree = _tree(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not YAML: {_yaml_trouble(error)}. Mend that line.") from error
-    except RecursionError as error:
-        raise ConfigError(f"{file} is nested too deeply. Write it with fewer levels.") from error
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        # PyYAML's constructors raise these for numbers and dates that are none, such as 2020-13-45.
-        said = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{file} holds a value that cannot be read ({said}). Put texts in quotes.") from error
-    return parse(tree, str(file))
-
-
-def _tree(text: str) -> Any:
-    """The values of a YAML text, once their number and depth, aliases followed, are known to be small."""
-    loader = _UniqueKeyLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _measure(node, {})
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
-
-
-def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Values and depth of a node, each node once; refuses too many, too deep, and a node inside itself."""
-    if id(node) in known:
-        count, depth = known[id(node)]
-        if count < 0:
-            raise yaml.constructor.ConstructorError(None, None, "a value contains itself", node.start_mark)
-        return count, depth
-    known[id(node)] = (-1, 0)
-    inner = node.value if isinstance(node, (yaml.SequenceNode, yaml.MappingNode)) else ()
-    sizes = [_measure(entry, known) for pair in inner for entry in (pair if isinstance(pair, tuple) else (pair,))]
-    count, depth = 1 + sum(size for size, _ in sizes), 1 + max((below for _, below in sizes), default=0)
-    if count > MOST_NODES or depth > MOST_DEPTH:
-        what = (
-            f"more than {MOST_NODES:,} values, aliases counted"
-            if count > MOST_NODES
-            else f"nested over {MOST_DEPTH} deep"
-        )
-        raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
-    known[id(node)] = (count, depth)
-    return count, depth
+    return parse(read_tree(path, "run file", "configs/digits_mlp.yaml"), str(Path(path)))
 
 
 def parse(tree: Any, place: str) -> RunConfig:
@@ -238,72 +161,4 @@ def parse(tree: Any, place: str) -> RunConfig:
     >>> parse({"problem": {"factory": "a:b"}, "compute": {"store": "s.zarr"}}, "here").compute.seed
     0
     """
-    if not isinstance(tree, dict):
-        raise ConfigError(
-            f"{place} holds {'nothing' if tree is None else type(tree).__name__}, where the sections problem, compute and (if "
-            "wanted) report are expected."
-        )
-    try:
-        return RunConfig.model_validate(tree)
-    except pydantic.ValidationError as error:
-        # Unknown keys first: a misspelt key is often the reason why another is missing.
-        found = sorted(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
-        said = "; ".join(_sentence(dict(entry)) for entry in found[:4])
-        more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
-        raise ConfigError(f"{place}: {said}{more}.") from error
-
-
-def _sentence(entry: dict[str, Any]) -> str:
-    # Where a key takes one of several types, pydantic adds the type that it tried to the place.
-    location = [part for part in entry["loc"] if part != "str" and not str(part).startswith("list[")]
-    key, section = str(location[-1]) if location else "", location[:-1]
-    where = f"section {'.'.join(map(str, section))}" if section else "the top level"
-    if entry["type"] == "extra_forbidden":
-        allowed = list(_model_at(section).model_fields)
-        near = difflib.get_close_matches(key, allowed, n=2, cutoff=0.5)
-        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-        return f"unknown key {key!r} in {where}{hint}; allowed there are {', '.join(allowed)}"
-    if entry["type"] == "missing":
-        return f"the key {key!r} is missing in {where}"
-    value = entry["input"]
-    return f"{'.'.join(map(str, location))} is {_shown(value)}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, int) and value.bit_length() > 200:
-        return "a number of more than 60 digits"
-    text = reprlib.repr(value) if isinstance(value, (list, dict, set, tuple)) else repr(value)
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _model_at(section: list[Any]) -> type[pydantic.BaseModel]:
-    """The section's model: ``["problem", "checkpoint"]`` gives `CheckpointSection`."""
-    models: dict[str, type[pydantic.BaseModel]] = {
-        "problem": ProblemSection,
-        "problem.checkpoint": CheckpointSection,
-        "compute": ComputeSection,
-        "report": ReportSection,
-    }
-    return models.get(".".join(map(str, section)), RunConfig)
-
-
-@final
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without code and without repeated keys, of which plain YAML silently keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """A mapping, its keys checked."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-def _yaml_trouble(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    trouble = getattr(error, "problem", None) or "it cannot be parsed"
-    return f"{trouble} at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else str(trouble)
+    return check_tree(RunConfig, tree, place, "problem, compute and (if wanted) report")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,3 +73,27 @@ def _batch(batch: Any) -> dict[str, str]:
 
 def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def data_hash(problem: Problem) -> str:
+    """What the numbers of an audit depend on beside the weights: batches, their weights, objective and decay; hexadecimal.
+
+    Args:
+        problem: As its factory made it.
+    """
+    about = {
+        "objective": problem.recipe.title,
+        "reduction": problem.reduction,
+        "batches": [_batch(batch) for batch in problem.batches],
+        "weights": [float(weight) for weight in problem.weights],
+        "decay": dict(problem.weight_decay),
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def weights_hash(problem: Problem) -> str:
+    """The model's parameters and buffers; hexadecimal."""
+    entries = {
+        name: _digest(tensor) for name, tensor in problem.model.state_dict().items() if isinstance(tensor, Tensor)
+    }
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()

@@ -40,7 +40,7 @@ METRICS: dict[str, Metric] = {
             "negative_mass",
             "negative mass",
             "Share of the eigenvalues of H that are negative, from its density.",
-            False,
+            True,
         ),
         Metric("ggn_share", "GGN share", "trace(GGN) / (|trace(GGN)| + |trace(H - GGN)|).", False),
         Metric("kinks", "kinks", "Entries at which the loss has no derivative, at these data.", False),

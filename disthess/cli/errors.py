@@ -1,6 +1,6 @@
 """How the command line ends when something goes wrong: one paragraph on standard error and an exit code.
 
-0 done, 1 failed, 2 wrong usage or configuration. A traceback is shown only with ``--debug``.
+0 done, 1 failed, 2 wrong usage or configuration, 3 an audit raised an alert. A traceback is shown only with ``--debug``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from disthess import __version__
-from disthess.cli import audit_reading, jobs, reading, reporting, runs, scheduling, spectra
+from disthess.cli import audit_reading, audit_runs, jobs, reading, reporting, runs, scheduling, spectra
 from disthess.cli.errors import ErrorReportingGroup
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="A first run: `disthess run configs/digits_mlp.yaml`, then `disthess info runs/digits_mlp.zarr`. "
-    "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.",
+    "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 an audit raised an alert.",
 )
 
 
@@ -81,6 +81,7 @@ VERBS: dict[Callable[..., None], str] = {
 
 for _verb, _examples in VERBS.items():
     app.command(epilog=_examples)(_verb)
+app.add_typer(audit_runs.audit, name="audit", epilog="Example: `disthess audit configs/digits_audit.yaml`")
 app.add_typer(jobs.job, name="job", epilog="Example: `disthess job status --address http://head:8265` lists all jobs.")
 
 

@@ -43,7 +43,20 @@ def plan(
 
     The workers need not be here: `--executor ray --workers 256 --device cuda --tflops 40` plans for 256 GPUs of that rate. Without
     --tflops the rate is measured, or assumed where the device is not here. Models on torch's meta device are planned by shapes.
+    Of an audit file it says how many products each number takes; one product is timed.
     """
+    if _is_audit_file(config):
+        given = {"--store": store, "--executor": executor, "--workers": workers, "--threads": threads, "--device": device,
+                 "--tflops": tflops}  # fmt: skip
+        for option, value in given.items():
+            if value is not None:
+                raise ConfigError(
+                    f"{option} is for run files, and {config} is an audit file. Set it in its section measure."
+                )
+        from disthess.cli.audit_runs import print_audit_plan
+
+        print_audit_plan(config, as_json)
+        return
     if tflops is not None and not 0 < tflops < float("inf"):
         raise typer.BadParameter(f"must be a positive number, got {tflops}", param_hint="--tflops")
     settings = settings_of(config, store=store, executor=executor, workers=workers, threads=threads, device=device)
@@ -65,6 +78,13 @@ def plan(
     typer.echo(made.describe(flops_per_second=rate, rate=origin))
     size = "" if peak is None else f" and {human_bytes(peak)} of memory, libraries included"
     typer.echo(f"\nThis plan took {human_seconds(taken)}{size}.")
+
+
+def _is_audit_file(config: Path) -> bool:
+    from disthess.audit_config import is_audit
+    from disthess.config_text import read_tree
+
+    return is_audit(read_tree(config, "run file", "configs/digits_mlp.yaml"))
 
 
 def run(

@@ -111,6 +111,8 @@ def extreme_eigenpairs(
     tolerance: float | None = None,
     vectors: bool = False,
     memory_bytes: int | None = None,
+    max_products: int | None = None,
+    watch: Callable[[int, float], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     notify: Callable[[int], None] | None = None,
 ) -> EigenResult:
@@ -124,6 +126,8 @@ def extreme_eigenpairs(
         tolerance: Residual over the largest magnitude that counts as converged; default 1e-9 in float64, 1e-6 in float32.
         vectors: Whether to return them.
         memory_bytes: What the basis and its image may take; default and least as `basis_bytes` says.
+        max_products: After which what has been found is returned; default `MAX_PRODUCTS`.
+        watch: Called with the products so far and the largest wanted residual over the largest magnitude, after each block.
         checkpoint: A file for the state of the iteration, saved between steps at most every 30 s, and gone on from where it is
             there: the result is then the same to the last bit. It stays. Matrices of at most `DENSE_SIZE` rows need none.
         notify: Called with the products done so far.
@@ -155,7 +159,8 @@ def extreme_eigenpairs(
             question |= {"tolerance": allowed, "operator": operator_fingerprint(counted)}
             file = Checkpoint(checkpoint, question)
         limit = basis_columns(operator.size, k, which, memory_bytes)
-        basis, scale = _iterative(counted, k, which, allowed, _start(counted, k, seed, limit, file), file)
+        stop = _Stop(allowed, MAX_PRODUCTS if max_products is None else max_products, watch)
+        basis, scale = _iterative(counted, k, which, stop, _start(counted, k, seed, limit, file), file)
     image = counted.matmat(basis)
     values = np.einsum("pk,pk->k", basis, image)
     order = np.argsort(values, kind="stable")
@@ -275,6 +280,13 @@ class _Space:
         self._small[:kept, :kept] = np.diag(values)
 
 
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    tolerance: float
+    products: int
+    watch: Callable[[int, float], None] | None
+
+
 @dataclass(slots=True)
 class _Standing:
     """Where the iteration is between two steps."""
@@ -308,7 +320,7 @@ def _start(operator: _Counting, k: int, seed: int, limit: int, file: Checkpoint 
 
 
 def _iterative(
-    operator: _Counting, k: int, which: Which, tolerance: float, at: _Standing, file: Checkpoint | None
+    operator: _Counting, k: int, which: Which, stop: _Stop, at: _Standing, file: Checkpoint | None
 ) -> tuple[np.ndarray, float]:
     wanted = 2 * k if which == "both" else k
     space = at.space
@@ -320,8 +332,10 @@ def _iterative(
         residuals = space.image @ inner[:, ends] - found * values[ends]
         sizes = np.linalg.norm(residuals, axis=0)
         scale = max(float(np.abs(values).max()), np.finfo(np.float64).tiny)
-        enough = len(ends) == wanted and bool((sizes <= tolerance * scale).all())
-        if enough or operator.count >= MAX_PRODUCTS:
+        enough = len(ends) == wanted and bool((sizes <= stop.tolerance * scale).all())
+        if stop.watch is not None:
+            stop.watch(operator.count, float(sizes.max()) / scale)
+        if enough or operator.count >= stop.products:
             return found, scale
         if space.count + at.block > space.limit:
             kept = _ends(len(values), wanted + at.block if which != "both" else k + at.block, which)

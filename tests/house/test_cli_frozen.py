@@ -31,6 +31,8 @@ PROMISED = {
         *("config", "--address", "--working-dir", "--no-upload", "--store", "--workers", "--threads"),
         *("--env", "--python", "--submission-id", "--wait-seconds", "--no-follow"),
     },
+    "audit run": {"config", "--history", "--force", "--json"},
+    "audit history": {"path", "--metric", "--block", "--csv", "--plot", "--json"},
     "job status": {"name", "--address", "--json"},
     "job logs": {"name", "--address", "--follow"},
     "job stop": {"name", "--address", "--no-wait"},

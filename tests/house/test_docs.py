@@ -17,6 +17,7 @@ import yaml
 
 import disthess
 from disthess import config
+from disthess.audit_config import is_audit, parse_audit
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(
@@ -58,7 +59,8 @@ def test_readme_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         if block.language == "python":
             exec(compile(block.text, "README.md", "exec"), namespace)
         elif block.language == "yaml":
-            config.parse(yaml.safe_load(block.text), "README.md")
+            tree = yaml.safe_load(block.text)
+            (parse_audit if is_audit(tree) else config.parse)(tree, "README.md")
         else:
             for line in re.findall(r"^\$ (.*)$", block.text, re.MULTILINE):
                 done = subprocess.run(

@@ -46,21 +46,19 @@ PLANS = ("plan_7b",)
 """Examples of problems that are planned and not computed."""
 LARGE = ("minilm",)
 """Examples of problems that are only multiplied by; tests/house/test_large_examples.py."""
+SAVES = ("digits_checkpoints",)
+"""Examples that save checkpoints for an audit."""
 QUICK = ("tied_autoencoder", "paper_check")
 SCRIPTS = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-    for name in (*SMALL, *TABLES, *PLANS)
+    for name in (*SMALL, *TABLES, *PLANS, *SAVES)
     if name not in ("digits_mlp", "gpt2_sized")
 ]
 
 
 def test_every_example_is_tested() -> None:
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {
-        *SMALL,
-        *TABLES,
-        *PLANS,
-        *LARGE,
-        "paper_architectures",
+        *(*SMALL, *TABLES, *PLANS, *LARGE, *SAVES, "paper_architectures")
     }
 
 

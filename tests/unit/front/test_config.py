@@ -27,7 +27,7 @@ def test_only_factory_and_store_are_required() -> None:
 
 
 def test_every_config_in_the_repository_is_valid() -> None:
-    found = sorted((ROOT / "configs").glob("*.yaml"))
+    found = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.stem.endswith("_audit"))
     assert found
     for path in found:
         assert config.load(path).compute.store.endswith(".zarr")

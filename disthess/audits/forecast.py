@@ -1,0 +1,151 @@
+"""What an audit would cost: products by what they are for, seconds by one that is timed, bytes; before anything is measured."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from disthess import hvp
+from disthess.audits.meter import Part
+from disthess.audits.operators import make_operator
+from disthess.audits.subject import Subject
+from disthess.units import human_bytes, human_seconds
+
+TOGETHER = 8
+"""Vectors of a timed product."""
+
+TURNS = 2
+"""Products timed; the first of them warms up."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPlan:
+    """The cost of an audit.
+
+    Attributes:
+        title: Model and objective.
+        size: Parameters audited, P.
+        checkpoints: Names of those that would be audited.
+        known: How many more are in the history already.
+        parts: Products of one checkpoint, at most.
+        product_seconds: Of one product, as timed here; NaN where nothing was timed.
+        gradient_seconds: Of loss, gradient and tape.
+        vector_bytes: Memory for vectors at most.
+        product_bytes: Memory of those who take products, at most: libraries, model, batches and tapes.
+    """
+
+    title: str
+    size: int
+    checkpoints: tuple[str, ...]
+    known: int
+    parts: tuple[Part, ...]
+    product_seconds: float
+    gradient_seconds: float
+    vector_bytes: int
+    product_bytes: int
+
+    @property
+    def products(self) -> int:
+        """Of one checkpoint, at most."""
+        return sum(part.products for part in self.parts)
+
+    @property
+    def seconds(self) -> float:
+        """Of all checkpoints, at most, but for loading and what is done between products."""
+        return len(self.checkpoints) * (self.products * self.product_seconds + self.gradient_seconds)
+
+    @property
+    def bytes(self) -> int:
+        """Memory at most, all processes together."""
+        return self.vector_bytes + self.product_bytes
+
+    def describe(self) -> str:
+        """A table for people."""
+        rows = [
+            f"audit of {self.title}, P = {self.size:,}",
+            f"{'checkpoints':<34}{len(self.checkpoints):>12,}   {self._which()}",
+        ]
+        for part in self.parts:
+            most = "at most " if part.until_converged else ""
+            rows.append(f"{part.name:<34}{f'{most}{part.products:,}':>20} products")
+        timed = not math.isnan(self.product_seconds)
+        per = f", each {self.product_seconds:.2g} s" if timed else ""
+        rows.append(f"{'one checkpoint':<34}{f'at most {self.products:,}':>20} products{per}")
+        if timed:
+            rows.append(f"{'time':<34}{f'at most {human_seconds(self.seconds)}':>20}")
+        rows.append(
+            f"{'memory':<34}{f'at most {human_bytes(self.bytes)}':>20}: vectors {human_bytes(self.vector_bytes)}, "
+            f"products {human_bytes(self.product_bytes)}"
+        )
+        return "\n".join(rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain values; what was not timed is None."""
+        timed = not math.isnan(self.product_seconds)
+        return {
+            "title": self.title,
+            "parameters": self.size,
+            "checkpoints": list(self.checkpoints),
+            "known": self.known,
+            "parts": {part.name: part.products for part in self.parts},
+            "products": self.products,
+            "product_seconds": self.product_seconds if timed else None,
+            "gradient_seconds": self.gradient_seconds if timed else None,
+            "seconds": self.seconds if timed else None,
+            "vector_bytes": self.vector_bytes,
+            "product_bytes": self.product_bytes,
+            "bytes": self.bytes,
+        }
+
+    def _which(self) -> str:
+        shown = ", ".join(self.checkpoints[:4]) + (", ..." if len(self.checkpoints) > 4 else "")
+        known = f"{self.known} more in the history" if self.known else ""
+        return "; ".join(text for text in (shown, known) if text)
+
+
+def make_plan(
+    subject: Subject, names: tuple[str, ...], known: int, clock: Callable[[], float] = time.perf_counter
+) -> AuditPlan:
+    """Plan the audit of some checkpoints; one product is timed at the factory's weights.
+
+    Args:
+        subject: What is to be found.
+        names: Of the checkpoints.
+        known: How many are in the history already.
+        clock: Seconds.
+    """
+    problem = subject.bound()
+    begin = clock()
+    hvp.gradient(problem, subject.names)
+    gradient_seconds = clock() - begin
+    with make_operator(problem, subject.names, subject.config.measure) as operator:
+        seconds = _product_seconds(operator.matmat, subject.size, operator.dtype, clock)
+        plan = operator.plan
+    return AuditPlan(
+        title=f"{type(problem.model).__name__}, {problem.recipe.title}",
+        size=subject.size,
+        checkpoints=names,
+        known=known,
+        parts=subject.parts(),
+        product_seconds=seconds,
+        gradient_seconds=2 * gradient_seconds,
+        vector_bytes=subject.vector_bytes(),
+        product_bytes=plan.workers * plan.worker_bytes,
+    )
+
+
+def _product_seconds(
+    matmat: Callable[[np.ndarray], np.ndarray], size: int, dtype: np.dtype, clock: Callable[[], float]
+) -> float:
+    vectors = np.random.default_rng(0).standard_normal((size, TOGETHER)).astype(dtype, copy=False)
+    found = []
+    for _ in range(TURNS):
+        begin = clock()
+        matmat(vectors)
+        found.append((clock() - begin) / vectors.shape[1])
+    return min(found)

@@ -1,0 +1,203 @@
+"""How far an audit is, and how long it will still take, from the speed of the products that it has taken."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+from typing_extensions import override
+
+from disthess.linalg.operator import AbstractSymmetricOperator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+GUESS = 0.4
+"""That share where nothing is known."""
+
+
+def share_needed(parts: Sequence[Part], products: int) -> float | None:
+    """The share of their limit that products needed until they converged, from all products of an earlier audit.
+
+    >>> share_needed([Part("fixed", 50), Part("ends", 100, True)], 80)
+    0.3
+    """
+    limit = sum(part.products for part in parts if part.until_converged)
+    fixed = sum(part.products for part in parts if not part.until_converged)
+    return min(1.0, max(0.0, (products - fixed) / limit)) if limit else None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some of an audit's products.
+
+    Attributes:
+        name: What they are for.
+        products: How many; at most, where they end as soon as a residual is small enough.
+        until_converged: Whether they do.
+    """
+
+    name: str
+    products: int
+    until_converged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where an audit is.
+
+    Attributes:
+        part: What is being computed.
+        products: Taken so far, all checkpoints together.
+        expected: Altogether, as known by now.
+        seconds: Since the start.
+        remaining_seconds: Until the end; NaN before anything was measured.
+    """
+
+    part: str
+    products: int
+    expected: int
+    seconds: float
+    remaining_seconds: float
+
+
+@final
+class Meter:
+    """Counts products and foretells the rest.
+
+    Products that end when they converge are foretold by the line through the logarithms of their residuals; where none was seen
+    yet, by the share of their limit that earlier ones of the kind needed, in this audit or, where the first is not through, in the
+    history. Only where there is neither is it a guess.
+
+    Args:
+        parts: Of one checkpoint, in their order.
+        checkpoints: How many there are.
+        tell: Called with each progress.
+        clock: Seconds.
+        guess: Share of their limit that products need until they converge, before any have here.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        checkpoints: int = 1,
+        tell: Callable[[Progress], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        guess: float | None = None,
+    ) -> None:
+        self._guess = GUESS if guess is None else guess
+        self._parts = tuple(parts)
+        self._left = checkpoints
+        self._tell = tell
+        self._clock = clock
+        self._start = clock()
+        self._taken = 0
+        self._open: dict[str, Part] = {}
+        self._now: Part | None = None
+        self._in_part = 0
+        self._target: float | None = None
+        self._residuals: list[tuple[int, float]] = []
+        self._needed: list[float] = []
+
+    def begin_checkpoint(self) -> None:
+        """A checkpoint is measured from now on."""
+        self._left = max(0, self._left - 1)
+        self._open = {part.name: part for part in self._parts}
+
+    @contextmanager
+    def part(self, name: str, tolerance: float | None = None) -> Iterator[None]:
+        """Products taken inside are of that part; ``tolerance`` is the residual at which they end."""
+        self._now = self._open.pop(name, Part(name, 0))
+        self._in_part, self._target, self._residuals = 0, tolerance, []
+        try:
+            yield
+        finally:
+            if self._now.until_converged and self._now.products:
+                self._needed.append(self._in_part / self._now.products)
+            self._now = None
+
+    def count(self, products: int) -> None:
+        """So many products have been taken."""
+        self._taken += products
+        self._in_part += products
+        if self._tell is not None:
+            self._tell(self.progress())
+
+    def watch(self, products: int, residual: float) -> None:
+        """A residual after so many products of the part."""
+        self._residuals.append((products, residual))
+
+    def progress(self) -> Progress:
+        """Where it is now."""
+        left = self._products_left()
+        passed = self._clock() - self._start
+        # What is between products (orthogonalisation, tables) comes with them.
+        pace = passed / self._taken if self._taken else math.nan
+        name = self._now.name if self._now is not None else ""
+        return Progress(name, self._taken, self._taken + round(left), passed, pace * left)
+
+    def _products_left(self) -> float:
+        now = 0.0 if self._now is None else max(self._current_total(self._now) - self._in_part, 0.0)
+        waiting = sum(self._expected(part) for part in self._open.values())
+        return now + waiting + self._left * sum(self._expected(part) for part in self._parts)
+
+    def _expected(self, part: Part) -> float:
+        if not part.until_converged:
+            return float(part.products)
+        return part.products * (float(np.mean(self._needed)) if self._needed else self._needed_now())
+
+    def _needed_now(self) -> float:
+        """The share of its limit that the part which is being computed will need; a guess where that cannot be told."""
+        now = self._now
+        if now is None or not now.until_converged or not now.products:
+            return self._guess
+        return self._current_total(now) / now.products
+
+    def _current_total(self, part: Part) -> float:
+        """Of the part that is being computed."""
+        if not part.until_converged:
+            return float(part.products)
+        known = part.products * (float(np.mean(self._needed)) if self._needed else self._guess)
+        if self._target is None or len(self._residuals) < 3:
+            return max(known, float(self._in_part))
+        # The latter half: residuals of Krylov methods fall the faster the longer they have been falling.
+        recent = self._residuals[len(self._residuals) // 2 :] if len(self._residuals) > 5 else self._residuals[-3:]
+        steps, logs = np.array([row[0] for row in recent], dtype=float), np.log([max(row[1], 1e-300) for row in recent])
+        slope = float(np.polyfit(steps, logs, 1)[0])
+        if slope >= 0:
+            return max(known, float(self._in_part))
+        missing = max(0.0, float(logs[-1]) - math.log(self._target)) / -slope
+        return min(float(part.products), float(steps[-1]) + missing)
+
+
+@final
+class MeteredOperator(AbstractSymmetricOperator):
+    """The same operator, its products counted by a meter."""
+
+    def __init__(self, inner: AbstractSymmetricOperator, meter: Meter) -> None:
+        self._inner = inner
+        self._meter = meter
+        self.products = 0
+
+    @property
+    @override
+    def size(self) -> int:
+        return self._inner.size
+
+    @property
+    @override
+    def dtype(self) -> np.dtype:
+        return self._inner.dtype
+
+    @override
+    def matmat(self, block: np.ndarray) -> np.ndarray:
+        found = self._inner.matmat(block)
+        self.products += block.shape[1]
+        self._meter.count(block.shape[1])
+        return found
