@@ -261,7 +261,8 @@ def _pushed(problem: Problem, index: int, rows: Sequence[Piece], columns: Sequen
     tensors = {parameter.name: parameter.tensor.detach() for parameter in problem.parameters()}
     tangents = _spread(problem, columns, vector)
     with forward.dual_level():
-        leaves = {name: tensors[name].clone().requires_grad_() for name in _names(rows)}
+        # Those of the columns too: a module may take a fused kernel without derivatives where nothing asks for a gradient.
+        leaves = {name: tensors[name].clone().requires_grad_() for name in _names(rows, columns)}
         given = {**tensors, **leaves}
         for name in _names(rows, columns):
             given[name] = forward.make_dual(given[name], tangents[name]) if name in tangents else _still(given[name])
