@@ -89,6 +89,7 @@ class MeasureSection(Section):
     dtype: DType | None = None
     parameters: Patterns | None = None
     executor: Literal["serial", "ray"] = "serial"
+    address: str | None = None
     workers: Count | None = None
     threads: Count | None = None
     device: str = "cpu"
@@ -173,6 +174,11 @@ class AuditConfig(Section):
         if self.couplings is not None and self.couplings.of == "blocks" and self.blocks is None:
             raise ValueError("couplings are of blocks, and there is no section blocks")
         return self
+
+    def on_cluster(self, address: str) -> AuditConfig:
+        """A copy whose products are taken by actors of the Ray cluster at an address."""
+        measure = self.measure.model_copy(update={"executor": "ray", "address": address})
+        return self.model_copy(update={"measure": measure})
 
     def source(self, path: str | Path) -> Source:
         """Where the problem comes from; ``path`` is the audit file's own."""

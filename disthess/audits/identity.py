@@ -18,7 +18,7 @@ from disthess.problem import Problem
 
 _PIECE = 1 << 22
 
-_ELSEWHERE = ("executor", "workers", "threads", "memory_gib")
+_ELSEWHERE = ("executor", "address", "workers", "threads", "memory_gib")
 """Keys of ``measure`` that say where and how fast, not what."""
 
 

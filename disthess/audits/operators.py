@@ -27,4 +27,5 @@ def make_operator(problem: Problem, names: Sequence[str], section: MeasureSectio
         threads=section.threads,
         parameters=list(names),
         device=section.device,
+        address=section.address,
     )

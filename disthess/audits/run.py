@@ -70,6 +70,7 @@ def audit(
     *,
     history: str | Path | None = None,
     force: bool = False,
+    address: str | None = None,
     seen: Callable[[AuditRecord], object] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> AuditOutcome:
@@ -79,6 +80,7 @@ def audit(
         config: An audit file, or its contents.
         history: Append here, a path or a URL, in place of the file's own history.
         force: Measure those again that the history has; their audits are replaced.
+        address: Of a running Ray cluster, whose actors take the products, whatever executor the file names; ``auto`` finds it.
         seen: Called with each audit as soon as it is in the history.
         progress: Called as products are taken.
 
@@ -90,7 +92,7 @@ def audit(
         StoreError: The history cannot be read or written.
         ProblemError: The factory failed, or the model has no usable parameters.
     """
-    session = _Session.of(config, history)
+    session = _Session.of(config, history, address)
     with session.threads():
         return session.run(force, seen, progress)
 
@@ -138,9 +140,11 @@ class _Session:
         self._candidates = tuple(self._candidate(one) for one in ((None,) if found is None else found))
 
     @classmethod
-    def of(cls, config: AuditConfig | str | Path, history: str | Path | None) -> _Session:
+    def of(cls, config: AuditConfig | str | Path, history: str | Path | None, address: str | None = None) -> _Session:
         """Everything that a wrong file is refused for happens here."""
         read = config if isinstance(config, AuditConfig) else load_audit(config)
+        if address is not None:
+            read = read.on_cluster(address)
         path = "." + os.sep if isinstance(config, AuditConfig) else os.fspath(config)
         return cls(read, path, read.history if history is None else os.fspath(history))
 

@@ -56,6 +56,10 @@ def run(
     config: AuditArgument,
     history: HistoryOption = None,
     force: Annotated[bool, typer.Option("--force", help="Measure again what the history has.")] = False,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="A", help="Take the products on this running Ray cluster, such as auto."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure every checkpoint that the history does not have yet, append it, and judge it by the file's alerts.
@@ -70,6 +74,7 @@ def run(
             config,
             history=history,
             force=force,
+            address=address,
             seen=None if as_json else audit_tables.print_record,
             progress=progress_line(),
         )

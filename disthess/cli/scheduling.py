@@ -74,6 +74,7 @@ def schedule(
     --watch, due times that nobody watched are made up for once; SIGTERM and Ctrl-C end it after the audit in flight, a
     second one stops that too.
     """
+    from disthess.audit_config import load_audit
     from disthess.schedules.cron import Cron
     from disthess.schedules.request import IMAGE, Schedule, seconds_of
 
@@ -85,6 +86,7 @@ def schedule(
         raise ConfigError("--image belongs to --emit k8s and --emit kuberay; elsewhere no container is started.")
     if out is not None and emit is None:
         raise ConfigError("--out belongs to --emit. Leave it out.")
+    load_audit(config)  # which refuses a wrong file now, and not at three in the morning
     wanted = Schedule(
         config=config,
         cron=Cron(cron),

@@ -31,7 +31,7 @@ PROMISED = {
         *("config", "--address", "--working-dir", "--no-upload", "--store", "--workers", "--threads"),
         *("--env", "--python", "--submission-id", "--wait-seconds", "--no-follow"),
     },
-    "audit run": {"config", "--history", "--force", "--json"},
+    "audit run": {"config", "--history", "--force", "--address", "--json"},
     "audit history": {"path", "--metric", "--block", "--csv", "--plot", "--json"},
     "job status": {"name", "--address", "--json"},
     "job logs": {"name", "--address", "--follow"},

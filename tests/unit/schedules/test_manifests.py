@@ -26,7 +26,7 @@ from disthess.schedules.machine import crontab_line, systemd_units, unit_word
 from disthess.schedules.request import Schedule, default_name, seconds_of
 from disthess.schedules.yaml_text import yaml_text
 
-TEXT = "# an audit file: ü\nproblem: {factory: 'a:b'}\n\n  \nlist:\n  - \"x\"\n"
+TEXT = "# an audit file: ü\nproblem: {factory: 'a:b'}\n\n  \nhistory:\n  \"x\"\n"
 ODD = '100% o\'dd $(id) $HOME "dir" \\ ü: #x'
 
 
@@ -251,6 +251,10 @@ def test_the_command_prints_one_thing_and_says_the_next_times(config: Path, tmp_
         assert refused.exit_code == 2, words
         assert said in refused.stderr
     assert json.dumps(refused.stderr).count("\\n") == 1
+    config.write_text("problem: {factory: 'a:b'}\nhistry: x\n")
+    misspelt = call("--emit", "k8s")
+    assert (misspelt.exit_code, misspelt.stdout) == (2, "")
+    assert "unknown key 'histry'" in misspelt.stderr
 
 
 def test_the_options_that_are_given_to_the_audit_are_its_own(config: Path) -> None:

@@ -312,7 +312,7 @@ with held(Path({str(tmp_path / "lock")!r})) as lock:
 
 def test_the_command_watches_for_real_and_ends_on_sigterm(tmp_path: Path) -> None:
     """Every second, by this machine's clock; `disthess audit` is a stand-in that writes down its words."""
-    (tmp_path / "audit.yaml").write_text("x: 1\n")
+    (tmp_path / "audit.yaml").write_text("problem: {factory: 'a:b'}\nhistory: h.zarr\n")
     script = (
         "import sys; from pathlib import Path; from disthess.schedules import runner; "
         f"runner.ProcessRunner.of_audit = classmethod(lambda kind, words, folder: kind([sys.executable, '-c', "
