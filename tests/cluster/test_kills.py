@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ compute: {store: STORE, dtype: float64, executor: ray, workers: 2, threads: 1}
 report: {eigenvalues: 0, blocks: 0, density: false, pictures: false}
 """
 WORKERS = 2
-KILLS_PER_STORE = 8
+KILLS = 8
 ROOT = str(Path(__file__).parents[2])
 # Workers, raylet and Ray's other processes notice within seconds that their driver is gone (4 s on an idle machine).
 ORPHAN_SECONDS = 30
@@ -112,7 +113,7 @@ class Killer:
         killed = None
         while child.poll() is None:
             wanted = max(last, 0) + self.random.randint(1, 3)
-            if len(self.kills) >= KILLS_PER_STORE or not self._reach(child, wanted):
+            if len(self.kills) >= KILLS or not self._reach(child, wanted):
                 break
             last = self.done()
             time.sleep(self.random.uniform(0.0, 1.0))
@@ -192,13 +193,17 @@ def test_killed_at_random_the_store_has_the_same_bytes(
 ) -> None:
     """Eight kills for each of three seeds: of actors by SIGKILL, of drivers by SIGKILL or SIGTERM."""
     killer = Killer(write_run(tmp_path, "killed"), random.Random(seed))
-    codes = [killer.run_once()]
-    while codes[-1] != 0 and len(codes) < 15:
+    codes: list[int] = []
+    while len(killer.kills) < KILLS or codes[-1] != 0:
+        assert len(codes) < 20, (codes, killer.kills)
+        if codes and codes[-1] == 0:
+            # A fast machine was through before the last kill: once more from nothing.
+            assert array_bytes(killer.path) == undisturbed
+            shutil.rmtree(killer.path)
         codes.append(killer.run_once())
     killer.expect_no_agents()
     log = killer.config.with_suffix(".log").read_text()
     assert codes[-1] == 0, log[-3000:]
-    assert len(killer.kills) == KILLS_PER_STORE, killer.kills
     assert {-signal.SIGKILL, 0, 1} >= set(codes), codes
     assert array_bytes(killer.path) == undisturbed
     # Each killed actor costs one attempt at one tile, if it had one.

@@ -51,7 +51,7 @@ def test_the_serial_store_has_panels_and_uses(serial: dict[str, bytes]) -> None:
     assert any(name.startswith("uses/ggn/") for name in serial)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ray_writes_the_same_bytes(workers: int, serial: dict[str, bytes], tmp_path: Path) -> None:
     disthess.compute(problem(), tmp_path / "run.zarr", executor="ray", workers=workers, **OPTIONS)
     assert array_bytes(tmp_path / "run.zarr") == serial

@@ -39,6 +39,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     return importlib.import_module
 
 
+@pytest.mark.slow
 def test_the_hessian_verb_keeps_everything_that_it_measured(tmp_path: Path) -> None:
     done = bench("hessian", "--problem", "cnn", "--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr

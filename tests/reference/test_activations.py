@@ -250,6 +250,7 @@ def test_globs_pass_over_what_is_no_activation(tmp_path: Path) -> None:
     assert {entry.name for entry in store.activations} >= {"tanh"}
 
 
+@pytest.mark.slow
 def test_serial_and_ray_write_the_same_activation_bytes(tmp_path: Path) -> None:
     problem, asked = (
         dense_problem(),

@@ -65,7 +65,7 @@ ACTIVATIONS = {"activations": "*", "activations_per_sample": True, "parameters":
         pytest.param("batch_norm", {}, id="batch_norm", marks=pytest.mark.slow),
         pytest.param("gpt", {}, id="gpt", marks=pytest.mark.slow),
         pytest.param("uncapturable", {}, id="uncapturable", marks=pytest.mark.slow),
-        pytest.param("mlp", ACTIVATIONS, id="activations"),
+        pytest.param("mlp", ACTIVATIONS, id="activations", marks=pytest.mark.slow),
     ],
 )
 def test_measured_peak_is_within_the_plan(problem: str, options: dict[str, object], tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def test_a_large_plan_is_made_in_a_minute_and_two_gigabytes(name: str) -> None:
     check(name, found)
 
 
+@pytest.mark.slow
 def test_smaller_ones_are_as_well() -> None:
     for name, found in zip(SMALL, measured(*SMALL), strict=True):
         check(name, found)

@@ -273,7 +273,7 @@ def test_whatever_is_raised_ends_in_one_line(
     assert shown.exception is error or isinstance(error, KeyboardInterrupt)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stopped_run_leaves_a_store_that_resumes(folder: Path, tmp_path: Path, number: signal.Signals) -> None:
     """Whenever the signal comes: before, amid or after the tiles."""
     path = tmp_path / "stopped.zarr"
