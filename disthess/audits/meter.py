@@ -176,6 +176,13 @@ class Meter:
         return min(float(part.products), float(steps[-1]) + missing)
 
 
+LARGE = 1 << 20
+"""Parameters from which a product takes so long that what is left is told every few of them."""
+
+AT_ONCE = 2
+"""Products between two such times: nothing of that size is faster for more vectors at once."""
+
+
 @final
 class MeteredOperator(AbstractSymmetricOperator):
     """The same operator, its products counted by a meter."""
@@ -197,6 +204,16 @@ class MeteredOperator(AbstractSymmetricOperator):
 
     @override
     def matmat(self, block: np.ndarray) -> np.ndarray:
+        together = block.shape[1] if self.size <= LARGE else AT_ONCE
+        if block.shape[1] <= together:
+            return self._counted(block)
+        found = np.empty(block.shape, dtype=self.dtype, order="F")
+        for start in range(0, block.shape[1], together):
+            here = slice(start, start + together)
+            found[:, here] = self._counted(block[:, here])
+        return found
+
+    def _counted(self, block: np.ndarray) -> np.ndarray:
         found = self._inner.matmat(block)
         self.products += block.shape[1]
         self._meter.count(block.shape[1])

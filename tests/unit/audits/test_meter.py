@@ -98,3 +98,17 @@ def test_residuals_foretell_where_products_end() -> None:
             meter.watch(8 * step, 10.0 ** (-step / 2))
         assert meter.progress().expected == pytest.approx(96, abs=1)
         assert meter.progress().remaining_seconds == pytest.approx(48, abs=1)
+
+
+def test_of_a_large_model_a_long_block_is_told_of_while_it_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("disthess.audits.meter.LARGE", 4)
+    clock, seen = Clock(), []
+    matrix = np.diag(np.arange(6.0))
+    meter = Meter([Part("all", 5, False)], 1, seen.append, clock)
+    meter.begin_checkpoint()
+    operator = MeteredOperator(Slow(matrix, clock, 1.0), meter)
+    block = np.random.default_rng(0).standard_normal((6, 5))
+    with meter.part("all"):
+        np.testing.assert_array_equal(operator.matmat(block), matrix @ block)
+    assert operator.products == 5
+    assert [progress.products for progress in seen][:3] == [2, 4, 5]
