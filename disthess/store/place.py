@@ -167,6 +167,11 @@ class LocalPlace(AbstractPlace):
 
     @override
     def zarr_store(self, *, writable: bool) -> ZarrStore:
+        if writable and (link := self._link_inside()) is not None:
+            raise StoreError(
+                f"{link} is a symbolic link inside of {self.name}: what is written there would land elsewhere. Put a copy of what "
+                f"it points at in its place, or open the store for reading alone."
+            )
         return LocalStore(self._path, read_only=not writable)
 
     @override
@@ -295,6 +300,14 @@ class LocalPlace(AbstractPlace):
     @override
     def total_bytes(self) -> int:
         return sum(entry.stat().st_size for entry in self._path.rglob("*") if entry.is_file())
+
+    def _link_inside(self) -> Path | None:
+        """A symbolic link below the directory, which itself may be one; the walk follows none."""
+        for folder, directories, files in os.walk(self._path):
+            for name in (*directories, *files):
+                if os.path.islink(os.path.join(folder, name)):
+                    return Path(folder, name)
+        return None
 
     def _temporary(self) -> Path:
         return self._path / f"{TEMPORARY}{uuid.uuid4().hex}"
