@@ -46,6 +46,7 @@ def test_doctests_pass(name: str) -> None:
     assert failed == 0
 
 
+@pytest.mark.timeout(900)
 def test_readme_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
