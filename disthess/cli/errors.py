@@ -42,7 +42,7 @@ class ErrorReportingGroup(TyperGroup):
         except KeyboardInterrupt as error:
             if debug:
                 raise
-            _fail("interrupted; what was finished is kept, and the same command goes on from there.", 1, error)
+            _fail("interrupted; what was finished is kept, and the same command resumes from there.", 1, error)
         except DisthessError as error:
             if debug:
                 raise
