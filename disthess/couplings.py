@@ -15,7 +15,7 @@ import torch
 from disthess.errors import ConfigError
 from disthess.linalg.block_map import LEAST_PROBES, BlockMap, Interval, Places, estimate_block_map
 from disthess.matrixfree import HessianOperator
-from disthess.preflight import check_dtype, check_parameters
+from disthess.preflight import check_dtype, check_parameters, check_problem
 from disthess.prepare import select_parameters
 from disthess.problem import Parameter, Problem
 from disthess.reduce.sections import Sections, check_sections
@@ -179,6 +179,7 @@ def coupling_map(
     check_dtype(problem, dtype)
     bound = problem if dtype is None else problem.to(torch.float64 if dtype == "float64" else torch.float32)
     names = select_parameters(bound, parameters)
+    check_problem(bound, names)
     chosen = [parameter for parameter in bound.parameters() if parameter.name in names]
     blocks = _modules(chosen) if of == "modules" else _parameters(chosen, sections or {})
     size = sum(parameter.tensor.numel() for parameter in chosen)

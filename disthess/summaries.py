@@ -19,7 +19,7 @@ from disthess.linalg.quadrature import Spread
 from disthess.linalg.restricted import RestrictedOperator
 from disthess.linalg.summary import SUMMARY, Effort, summarise_operator
 from disthess.matrixfree import HessianOperator
-from disthess.preflight import check_dtype, check_parameters
+from disthess.preflight import check_dtype, check_parameters, check_problem
 from disthess.prepare import select_parameters
 from disthess.problem import Problem
 from disthess.types import DType
@@ -96,6 +96,7 @@ def summarise(
 
     Raises:
         ConfigError: A pattern matches nothing, a metric is unknown, or the effort is none.
+        ProblemError: The problem has no Hessian as given: NaN in its data, a random objective.
 
     Example:
         >>> model = torch.nn.Linear(2, 1).double()
@@ -136,6 +137,7 @@ def _of_problem(
     check_dtype(problem, dtype)
     bound = problem if dtype is None else problem.to(torch.float64 if dtype == "float64" else torch.float32)
     names = select_parameters(bound, parameters)
+    check_problem(bound, names)
     chosen = [parameter for parameter in bound.parameters() if parameter.name in names]
     places = find_blocks(bound.model, chosen, blocks)
     return HessianOperator(bound, names, sum(parameter.tensor.numel() for parameter in chosen)), places

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 import disthess
 from disthess.blocks import find_blocks
-from disthess.errors import ConfigError
+from disthess.errors import ConfigError, ProblemError
 from disthess.linalg.operator import DenseOperator
 from disthess.linalg.summary import SUMMARY, Effort, summarise_operator, summary_bytes, summary_products
 
@@ -130,3 +132,19 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
     once, again, other = (summarise_operator(DenseOperator(matrix), effort=Effort(seed=seed)) for seed in (1, 1, 2))
     assert once.estimates == again.estimates
     assert once.estimates != other.estimates
+
+
+@pytest.mark.parametrize("ask", [disthess.summarise, disthess.coupling_map, disthess.operator])
+def test_what_has_no_hessian_is_refused(ask: Any) -> None:
+    """NaN in the data, and an objective that is random from call to call: neither may end as a number."""
+    x, y = torch.ones(4, 3), torch.zeros(4, 2)
+    more = {"executor": "serial"} if ask is disthess.operator else {}
+    broken = disthess.Problem(torch.nn.Linear(3, 2), loss="mse", batches=[(x * float("nan"), y)])
+    with pytest.raises(ProblemError, match="NaN"):
+        ask(broken, **more)
+    random = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout(0.5)).train()
+    problem = disthess.Problem(random, loss="mse", batches=[(x, y)])
+    # An operator looks at its batches when it is first multiplied by.
+    multiply = (lambda: ask(problem, **more).matmat(np.ones((8, 1)))) if more else (lambda: ask(problem))
+    with pytest.raises(ProblemError):
+        multiply()
