@@ -137,14 +137,16 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
 @pytest.mark.parametrize("ask", [disthess.summarise, disthess.coupling_map, disthess.operator])
 def test_what_has_no_hessian_is_refused(ask: Any) -> None:
     """NaN in the data, and an objective that is random from call to call: neither may end as a number."""
-    x, y = torch.ones(4, 3), torch.zeros(4, 2)
+    x, y = torch.arange(12.0).reshape(4, 3).sin(), torch.zeros(4, 2)
     more = {"executor": "serial"} if ask is disthess.operator else {}
     broken = disthess.Problem(torch.nn.Linear(3, 2), loss="mse", batches=[(x * float("nan"), y)])
     with pytest.raises(ProblemError, match="NaN"):
         ask(broken, **more)
-    random = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout(0.5)).train()
+    random = torch.nn.Sequential(
+        torch.nn.Linear(3, 2), torch.nn.Linear(2, 64), torch.nn.Dropout(0.5), torch.nn.Linear(64, 2)
+    ).train()
     problem = disthess.Problem(random, loss="mse", batches=[(x, y)])
     # An operator looks at its batches when it is first multiplied by.
-    multiply = (lambda: ask(problem, **more).matmat(np.ones((8, 1)))) if more else (lambda: ask(problem))
+    multiply = (lambda: ask(problem, **more).matmat(np.ones((330, 1)))) if more else (lambda: ask(problem))
     with pytest.raises(ProblemError):
         multiply()
