@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from disthess.errors import ExecutionError
+from disthess.execute.heap import KeptHeap
 from disthess.execute.memory import PeakMemory
 from disthess.execute.task import AbstractJob, AbstractWorker
 from disthess.graph.program import Program, on_device
@@ -113,7 +114,7 @@ class AutogradJob(AbstractJob):
 
 @final
 class DeviceSettings:
-    """Threads and precision for the time a worker lives; `restore` puts back what was there.
+    """Threads, precision and heap for the time a worker lives; `restore` puts back what was there.
 
     Raises:
         ExecutionError: A GPU was asked for and torch sees none.
@@ -130,6 +131,7 @@ class DeviceSettings:
         self._threads = torch.get_num_threads()
         self._precision = torch.get_float32_matmul_precision()
         self._tf32 = torch.backends.cudnn.allow_tf32
+        self._heap = KeptHeap()
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
@@ -139,8 +141,15 @@ class DeviceSettings:
         if torch.get_num_threads() != self._wanted:
             torch.set_num_threads(self._wanted)
 
+    def free(self) -> None:
+        """Give back what is free: a tile did not fit and will be tried again in smaller pieces."""
+        self._heap.give_back()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def restore(self) -> None:
         """Undo what the constructor set."""
+        self._heap.restore()
         torch.set_num_threads(self._threads)
         torch.set_float32_matmul_precision(self._precision)
         torch.backends.cudnn.allow_tf32 = self._tf32
@@ -163,8 +172,8 @@ class TileWorker(AbstractWorker):
     def compute(self, tile: Tile, split: int = 0) -> TileRecord:
         started = time.perf_counter()
         self._settings.enter_thread()
-        if split and self._settings.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if split:
+            self._settings.free()
         arrays = self._engine.compute(tile.source, tile.span, split)
         checksum, written = self._store.write_tile(tile, arrays)
         seconds = time.perf_counter() - started
