@@ -113,7 +113,7 @@ class ConvolutionRule(AbstractRule):
         if WEIGHT in wanted:
             _put(found, WEIGHT, self._to_weight(geometry, call, cotangent, tangents.get(INPUT)))
         if BIAS in wanted and cotangent is not None:
-            found[BIAS] = cotangent.sum((1, *range(cotangent.ndim - self._axes, cotangent.ndim)))
+            found[BIAS] = self._to_bias(call, cotangent)
         return found
 
     @override
@@ -163,13 +163,17 @@ class ConvolutionRule(AbstractRule):
             terms.append(_unfolded(geometry.to_weight(call.delta, _folded(moved, 1), like), self._inner, len(moved)))
         return terms
 
+    def _to_bias(self, call: Call, cotangent: Stack) -> Stack:
+        # First over samples: one sum over all these axes at once reads memory in small jumps, eight times slower.
+        by_place = cotangent.sum(1) if call.inputs[INPUT].ndim == self._axes + 2 else cotangent
+        return by_place.flatten(2).sum(2)
+
     def _by_autograd(
         self, call: Call, cotangent: Stack | None, tangents: Stacks, wanted: tuple[int, ...]
     ) -> dict[int, Stack]:
         found: dict[int, Stack] = {}
         if BIAS in wanted and cotangent is not None:
-            spatial = range(cotangent.ndim - self._axes, cotangent.ndim)
-            found[BIAS] = cotangent.sum((1, *spatial) if call.inputs[INPUT].ndim == self._axes + 2 else tuple(spatial))
+            found[BIAS] = self._to_bias(call, cotangent)
         held = {slot: stack for slot, stack in tangents.items() if slot != BIAS}
         rest = tuple(slot for slot in wanted if slot != BIAS)
         if rest and (cotangent is not None or held):
