@@ -43,6 +43,9 @@ def tile_memory_bytes(
     forming = 0
     if plan.basis == "output":
         forming = 4 * max(CACHE_BYTES, plan.samples * cost.unit_tangents * cost.columns * item)
+        if cost.unit_tangents == 1:
+            # Blocks are summed in the order in which products leave them, and put in place once, at the end.
+            forming += buffers
         if cost.diagonal:
             forming += straddling // plan.unit_rows * cost.units * plan.unit_rows * (plan.unit_rows + 1) // 2 * item
     if plan.basis == "autograd":

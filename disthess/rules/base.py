@@ -114,6 +114,23 @@ class Call:
         return value.index if isinstance(value, Slot) else None
 
 
+@dataclass(frozen=True, slots=True)
+class ThinRows:
+    """Rows ``[K, n, o, i]`` of a slot as outer products of vectors, ``bent[k, n] x[n] + delta[n] moved[k, n]``, not formed.
+
+    Attributes:
+        bent: ``[K, n, o]``, or None for zero.
+        inputs: ``x``, ``[n, i]``.
+        deltas: ``[n, o]``.
+        moved: ``[K, n, i]``, or None for zero.
+    """
+
+    bent: Stack | None
+    inputs: Tensor
+    deltas: Tensor
+    moved: Stack | None
+
+
 class AbstractRule(abc.ABC):
     """One operation's derivatives. Leaves are final; values are frozen."""
 
@@ -157,6 +174,10 @@ class AbstractRule(abc.ABC):
 
         None means that the rule has no closed form; the caller then evaluates `cotangent` sample by sample.
         """
+        return None
+
+    def thin_rows(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> ThinRows | None:
+        """What `cotangent_per_sample` would multiply out, where that is one outer product of vectors a sample; else None."""
         return None
 
     def source_rows(self, call: Call, slot: int) -> Tensor | None:

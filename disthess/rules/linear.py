@@ -20,7 +20,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from disthess.graph.batch import rows_by_sample
-from disthess.rules.base import AbstractRule, Call, Stack, Stacks, Units
+from disthess.rules.base import AbstractRule, Call, Stack, Stacks, ThinRows, Units
 
 INPUT, WEIGHT, BIAS = 0, 1, 2
 
@@ -111,6 +111,16 @@ class LinearRule(AbstractRule):
             moved = rows_by_sample(tangents[INPUT], call.batch_inputs[INPUT], n, lead=1)
             pairs.append((rows_by_sample(call.delta, call.batch, n), moved))
         return _outers_per_sample(pairs)
+
+    @override
+    def thin_rows(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> ThinRows | None:
+        n, batch, before = call.samples, call.batch, call.batch_inputs[INPUT]
+        inputs = rows_by_sample(call.inputs[INPUT], before, n)
+        if slot != WEIGHT or inputs.shape[1] != 1 or not set(tangents) <= {INPUT}:
+            return None
+        bent = None if cotangent is None else rows_by_sample(cotangent, batch, n, lead=1)[:, :, 0]
+        moved = None if INPUT not in tangents else rows_by_sample(tangents[INPUT], before, n, lead=1)[:, :, 0]
+        return ThinRows(bent, inputs[:, 0], rows_by_sample(call.delta, batch, n)[:, 0], moved)
 
     @override
     def source_rows(self, call: Call, slot: int) -> Tensor | None:

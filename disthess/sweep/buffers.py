@@ -42,6 +42,27 @@ class Triangle:
             where[:, row, self.skip :] += self.sums.index_select(2, place[row])
 
 
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """Entries of a block ``[(u, j), (a, b)]`` in the order in which one product of matrices leaves them.
+
+    Attributes:
+        sums: ``[units, outputs, inputs j * inputs b]``: ``(u, a, (j, b))``.
+        columns: Of the whole block.
+        width: Inputs j.
+    """
+
+    sums: Tensor
+    columns: int
+    width: int
+
+    def add_to(self, block: Tensor) -> None:
+        """Add the entries to ``[units * width, columns]``."""
+        units, outputs, _ = self.sums.shape
+        where = block.view(units, self.width, outputs, -1)
+        where += self.sums.view(units, outputs, self.width, -1).transpose(1, 2)
+
+
 @final
 class Buffers:
     """Blocks ``[rows, p_target]`` of one tile and part, by target key, zero until something is added.
@@ -54,6 +75,7 @@ class Buffers:
         self._like = like
         self._blocks: dict[str, Tensor] = {}
         self._triangles: dict[str, Triangle] = {}
+        self._swapped: dict[str, Swapped] = {}
 
     def block(self, key: str, columns: int) -> Tensor:
         """The block of a target, ``[rows, columns]``, to be added to in place."""
@@ -76,11 +98,28 @@ class Buffers:
             self._triangles[key] = Triangle(sums, columns, width, skip)
         return self._triangles[key].sums
 
+    def swapped(self, key: str, columns: int, width: int, outputs: int) -> Tensor:
+        """Sums for a block of two layers, ``[units, outputs, columns / outputs * width]``.
+
+        Args:
+            key: The target.
+            columns: Of its block.
+            width: Inputs of the source.
+            outputs: Of the target.
+        """
+        if key not in self._swapped:
+            sums = self._like.new_zeros(self._rows // width, outputs, width * (columns // outputs))
+            self._swapped[key] = Swapped(sums, columns, width)
+        return self._swapped[key].sums
+
     def unfold(self) -> None:
-        """Turn triangles into blocks."""
-        for key, triangle in self._triangles.items():
-            triangle.add_to(self.block(key, triangle.columns))
+        """Turn what was summed in another order into blocks."""
+        held: list[tuple[str, Triangle | Swapped]] = [*self._triangles.items(), *self._swapped.items()]
         self._triangles.clear()
+        self._swapped.clear()
+        while held:
+            key, sums = held.pop()
+            sums.add_to(self.block(key, sums.columns))
 
     def assemble(
         self, panel: PanelSpec, span: Span, drop: int, members: Mapping[str, tuple[str, ...]], decay: float = 0.0

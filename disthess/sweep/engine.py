@@ -27,7 +27,7 @@ from disthess.sweep.abstract import AbstractEngine
 from disthess.sweep.activation import ActivationSink, Place, activation_targets, unit_activations
 from disthess.sweep.buffers import Buffers
 from disthess.sweep.frame import Frame
-from disthess.sweep.panel import OutputSink, ParameterSink, SymmetricBlock, Targets
+from disthess.sweep.panel import OutputSink, ParameterSink, SweptLayer, SymmetricBlock, Targets
 from disthess.sweep.primal import Primal
 from disthess.sweep.wave import forward, reverse
 from disthess.types import Part, Span
@@ -204,7 +204,7 @@ class GraphEngine(AbstractEngine):
         square = inputs.shape[1] == 1 and frame.node(leaf).shape == (width, inputs.shape[2])
         symmetric = SymmetricBlock(leaf, skip) if square else None
         for part, held in buffers.items():
-            sink = OutputSink(targets, held, inputs, block.size, offset, symmetric)
+            sink = OutputSink(targets, held, SweptLayer(index, inputs, block), offset, symmetric)
             reverse(frame, tangents, part, passed, sink)
 
 

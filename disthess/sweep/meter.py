@@ -106,6 +106,17 @@ class RuleMeter:
         work = self._measured(index, ("one sample", bent, slots, slot), (1,), alone)[0]
         return Work(per_sample=work.once, per_pair=work.per_tangent), work.once
 
+    def thin(self, index: int, bent: bool, slots: Slots, slot: int) -> bool:
+        """Whether rows of a slot are outer products of one vector a sample, so that `disthess.sweep.thin` multiplies them."""
+
+        def run(frame: Frame, count: int) -> Slots:
+            call = frame.call(index)
+            cotangent = _stack(call.output, count) if bent else None
+            rows = frame.rule(index).thin_rows(call, cotangent, _stacks(frame, index, slots, count), slot)
+            return () if rows is None else (slot,)
+
+        return bool(self._measured(index, ("thin", bent, slots, slot), self._samples, run)[1])
+
     def _measured(
         self, index: int, pattern: Hashable, samples: tuple[int, ...], run: Callable[[Frame, int], Slots]
     ) -> tuple[Work, Slots]:

@@ -13,7 +13,7 @@ one GEMM per unit; samples must be independent, or be one. On the diagonal block
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -22,10 +22,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from disthess.planning.memory import CACHE_BYTES
-from disthess.rules.base import Call, Stack
+from disthess.rules.base import Call, Stack, ThinRows
 from disthess.sweep.buffers import Buffers
 from disthess.sweep.frame import Frame
+from disthess.sweep.thin import add_own, add_pairs, keeps_units
 from disthess.sweep.wave import AbstractSink, per_sample_rows
+from disthess.types import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,21 @@ class SymmetricBlock:
 
     leaf: int
     skip: int
+
+
+@dataclass(frozen=True, slots=True)
+class SweptLayer:
+    """A layer whose output units are swept.
+
+    Attributes:
+        index: Its node.
+        inputs: Its rows ``x``, ``[n, R, i]``.
+        units: The units (the stack is units x R tangents, unit-major).
+    """
+
+    index: int
+    inputs: Tensor
+    units: Span
 
 
 @final
@@ -81,8 +98,7 @@ class OutputSink(AbstractSink):
     Args:
         targets: The targets.
         buffers: Where rows add up.
-        inputs: The source's rows ``x``, ``[n, R, i]``.
-        units: How many output units are swept (the stack is units x R tangents, unit-major).
+        layer: The source.
         offset: First buffer row.
         symmetric: The source's own diagonal block, if it is symmetric as above, else None.
     """
@@ -91,16 +107,16 @@ class OutputSink(AbstractSink):
         self,
         targets: Targets,
         buffers: Buffers,
-        inputs: Tensor,
-        units: int,
+        layer: SweptLayer,
         offset: int,
         symmetric: SymmetricBlock | None,
     ) -> None:
         self._targets = targets
         self._buffers = buffers
-        self._samples, self._rows, self._width = inputs.shape
-        self._inputs = inputs.permute(2, 1, 0).reshape(self._width, self._rows * self._samples)
-        self._units = units
+        self._samples, self._rows, self._width = layer.inputs.shape
+        self._inputs = layer.inputs.permute(2, 1, 0).reshape(self._width, self._rows * self._samples).contiguous()
+        self._layer = layer
+        self._units = layer.units.size
         self._offset = offset
         self._symmetric = symmetric
 
@@ -122,6 +138,11 @@ class OutputSink(AbstractSink):
         if self._symmetric is not None and leaf == self._symmetric.leaf and cotangent is not None:
             self._add_symmetric(leaf, cotangent, self._symmetric.skip)
             return
+        if self._rows == 1 and keeps_units(frame.primal.graph, self._layer.index, _places(frame, index, tangents)):
+            thin = frame.rule(index).thin_rows(call, cotangent, tangents, slot)
+            if thin is not None:
+                self._add_thin(leaf, thin)
+                return
         size = self._targets.sizes[leaf]
         per_unit = self._rows * self._samples * size * self._inputs.element_size()
         step = max(1, CACHE_BYTES // max(1, per_unit))
@@ -142,6 +163,18 @@ class OutputSink(AbstractSink):
         # Written with out=, not in place: torch's FLOP counter sees the one and not the other.
         torch.baddbmm(where, self._inputs.expand(count, -1, -1), rows, out=where)
 
+    def _add_thin(self, leaf: int, thin: ThinRows) -> None:
+        """`disthess.sweep.thin`."""
+        key, size, outputs = self._targets.keys[leaf], self._targets.sizes[leaf], thin.deltas.shape[1]
+        first = self._offset // self._width
+        units = slice(first, first + self._units)
+        if thin.bent is not None:
+            sums = self._buffers.swapped(key, size, self._width, outputs)
+            add_pairs(sums[units], thin.bent, self._inputs, thin.inputs)
+        if thin.moved is not None:
+            block = self._buffers.block(key, size).view(-1, self._width, outputs, size // outputs)
+            add_own(block[units], thin.moved, self._inputs, thin.deltas, self._layer.units.start)
+
     def _add_symmetric(self, leaf: int, cotangent: Stack, skip: int) -> None:
         """``sum_n Hzz[o, n, a] x[j, n] x[b, n]`` for the pairs ``j <= b``; the buffers unfold it once, at the end."""
         curvature = cotangent.reshape(self._units, self._samples, -1)[:, :, skip:].transpose(1, 2)
@@ -158,3 +191,8 @@ class OutputSink(AbstractSink):
             pairs = self._inputs[low[chunk]] * self._inputs[high[chunk]]
             part = where[:, chunk]
             torch.addmm(part, flat, pairs.T, out=part)
+
+
+def _places(frame: Frame, index: int, slots: Iterable[int]) -> list[int]:
+    refs = frame.slots(index)
+    return [refs[slot] for slot in slots]

@@ -16,6 +16,7 @@ from disthess.graph.waves import leading_to
 from disthess.planning.work import ReverseWork, SweepWork, Work
 from disthess.rules.base import Units
 from disthess.sweep.meter import RuleMeter
+from disthess.sweep.thin import keeps_units
 from disthess.sweep.wave import AbstractSink, forward, reverse
 from disthess.types import PARTS, Part
 
@@ -48,11 +49,13 @@ class OutputSource:
     """What the output basis multiplies rows by.
 
     Attributes:
+        index: The layer's node.
         leaf: The source's leaf.
         width: Inputs of the layer.
         rows: Rows of one sample at its output; if one, its own block is formed from pairs of inputs.
     """
 
+    index: int
     leaf: int
     width: int
     rows: int
@@ -158,6 +161,9 @@ class _TallyRule:
         self._tally.work += self.rows(call, cotangent, tangents, slot)[0]
         return Trace()
 
+    def thin(self, call: int, cotangent: Trace | None, tangents: Mapping[int, Trace], slot: int) -> bool:
+        return self._meter.thin(call, cotangent is not None, tuple(sorted(tangents)), slot)
+
     def rows(self, call: int, cotangent: Trace | None, tangents: Mapping[int, Trace], slot: int) -> tuple[Work, int]:
         return self._meter.per_sample(call, cotangent is not None, tuple(sorted(tangents)), slot)
 
@@ -186,11 +192,26 @@ class _TallySink(AbstractSink):
         if source is not None and source.rows == 1 and leaf == source.leaf and cotangent is not None:
             self._tally.symmetric = True
             return
+        readings = [frame.slots(index)[other] for other in tangents]
+        if (
+            source is not None
+            and source.rows == 1
+            and keeps_units(self._graph, source.index, readings)
+            and frame.rule(index).thin(call, cotangent, tangents, slot)
+        ):
+            self._multiply_thin(leaf, cotangent is not None, bool(tangents))
+            return
         work, again = frame.rule(index).rows(call, cotangent, tangents, slot)
         self._tally.work += Work(work.once, work.per_sample - again, work.per_tangent, work.per_pair)
         if again:
             self._tally.repeated.append((_size(self._graph.nodes[leaf]), again))
         self._multiply(leaf)
+
+    def _multiply_thin(self, leaf: int, bent: bool, moved: bool) -> None:
+        if bent:
+            self._multiply(leaf)
+        if moved and self._source is not None:
+            self._tally.work += Work(per_pair=self._source.width * self._graph.nodes[leaf].shape[0])
 
     def _multiply(self, leaf: int) -> None:
         if self._source is not None:

@@ -99,7 +99,7 @@ class SourceCounter:
             by_parameter.append(tally.sweep(seeds, targets, None))
             if cost.units:
                 seed = next(node.index for node in graph.nodes if seeds[0] in node.refs())
-                source = OutputSource(seeds[0], cost.unit_rows, _rows(graph, graph.nodes[seed]))
+                source = OutputSource(seed, seeds[0], cost.unit_rows, _rows(graph, graph.nodes[seed]))
                 by_output.append(tally.sweep([seed], targets, source))
         sweeps: Sweeps = (("parameter", tuple(by_parameter)),)
         return dataclasses.replace(cost, sweeps=(*sweeps, ("output", tuple(by_output))) if by_output else sweeps)

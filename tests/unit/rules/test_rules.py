@@ -12,7 +12,7 @@ from torch import Tensor
 
 from disthess.graph.batch import rows_by_sample, take_samples
 from disthess.graph.ir import BatchAxis
-from disthess.rules.base import Call
+from disthess.rules.base import Call, ThinRows
 from disthess.rules.bind import make_call
 from disthess.rules.table import rule_for, table
 from disthess.types import Span
@@ -146,6 +146,7 @@ def test_per_sample_cotangents_are_those_of_each_sample_alone(row: Row, given: s
         rows = rule.cotangent_per_sample(call, bent, moves, slot)
         if given == "all":
             assert (rows is None) == ((row.op, slot) in NO_CLOSED_FORM), "a closed form was lost or found"
+        check_thin(rule.thin_rows(call, bent, moves, slot), rows)
         if rows is None:
             continue
         assert rows.shape == (K, row.samples, *call.inputs[slot].shape)
@@ -155,6 +156,28 @@ def test_per_sample_cotangents_are_those_of_each_sample_alone(row: Row, given: s
             part, parts = one_stack(bent, row.batch, row, sample), one_stacks(call, moves, row, sample)
             wanted = rule.cotangent(one_call(call, row, sample), part, parts, (slot,)).get(slot, zero)
             close(rows[:, sample], wanted, f"sample {sample}")
+
+
+def check_thin(thin: ThinRows | None, rows: Tensor | None) -> None:
+    """Outer products, where a rule has them, are the rows."""
+    if thin is None:
+        return
+    assert rows is not None
+    total = torch.zeros_like(rows)
+    if thin.bent is not None:
+        total = total + torch.einsum("kna,nb->knab", thin.bent, thin.inputs)
+    if thin.moved is not None:
+        total = total + torch.einsum("na,knb->knab", thin.deltas, thin.moved)
+    close(total, rows, "outer products")
+
+
+def test_a_layer_of_one_row_a_sample_has_outer_products() -> None:
+    row = next(row for row in PER_SAMPLE if row.op == "aten.linear.default" and len(make(row).inputs[0].shape) == 2)
+    call = make(row)
+    moves, bent = stacks(call, row)
+    assert rule_for(row.op).thin_rows(call, bent, {0: moves[0]}, 1) is not None
+    assert rule_for(row.op).thin_rows(call, bent, {0: moves[0]}, 2) is None
+    assert rule_for(row.op).thin_rows(call, bent, {1: moves[1]}, 1) is None
 
 
 def one_value(value: Tensor, axis: BatchAxis | None, row: Row, sample: int) -> Tensor:

@@ -25,14 +25,16 @@ def chain(*widths: int) -> Problem:
 
 
 def test_the_output_basis_of_a_chain_costs_what_the_formula_says() -> None:
-    """Per sample: ``sum_v o_v (2 sum_(l>v) o_l i_l + i_v sum_(w>v) p_w) + o_v^2 i_v (i_v + 1) / 2``."""
+    """Per sample: ``sum_v o_v (2 sum_(l>v) o_l i_l + i_v (sum_(w>v) p_w + o_(v+1))) + o_v^2 i_v (i_v + 1) / 2``."""
     widths = (4, 6, 3, 5)
     layers = list(zip(widths[1:], widths, strict=False))
     plan = prepare(chain(*widths), Options(parameters="*.weight", basis="output")).plan
     wanted = 0
     for place, (o, i) in enumerate(layers):
         later = sum(out * width for out, width in layers[place + 1 :])
-        wanted += o * (2 * later + i * later) + o * o * i * (i + 1) // 2
+        # The next layer reads the units themselves: what moves its input is one vector a unit.
+        own = layers[place + 1][0] if place + 1 < len(layers) else 0
+        wanted += o * (2 * later + i * (later + own)) + o * o * i * (i + 1) // 2
     assert plan.product_flops == 2 * SAMPLES * wanted
 
 

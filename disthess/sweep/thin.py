@@ -1,0 +1,76 @@
+"""Panel products of layers that meet one row a sample, without their rows.
+
+For a source ``z[n, u] = sum_j V[u, j] x[n, j]`` and a target whose rows are ``c[u, n, a] y[n, b] + d[n, a] m[u, n, b]``,
+
+    H[(u, j), (a, b)] = sum_n c[u, n, a] (x[n, j] y[n, b]) + sum_n m[u, n, b] (x[n, j] d[n, a])
+
+The pairs ``x_j y_b`` are the same for all units u: the first sum is one product of ``(u, a)`` by ``(j, b)``, and no row of
+``a b`` entries is ever formed. The second would double the products, but where y is a function of z, entry by entry, m is
+zero except for ``b = u``, and it is one vector a unit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from disthess.graph.ir import Graph
+from disthess.planning.memory import CACHE_BYTES
+from disthess.rules.elementwise import ElementwiseRule
+from disthess.rules.table import rule_for
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from disthess.rules.base import Stack
+
+
+def keeps_units(graph: Graph, source: int, readings: Collection[int]) -> bool:
+    """Whether every one of some nodes is the source's output or a function of it entry by entry."""
+    return all(_entry_by_entry(graph, source, index) for index in readings)
+
+
+def _entry_by_entry(graph: Graph, source: int, index: int) -> bool:
+    while index > source:
+        node = graph.nodes[index]
+        refs = [ref for ref in node.refs() if graph.nodes[ref].kind != "size"]
+        if node.kind != "op" or len(refs) != 1 or not isinstance(rule_for(node.op), ElementwiseRule):
+            return False
+        index = refs[0]
+    return index == source
+
+
+def add_pairs(sums: Tensor, bent: Stack, inputs: Tensor, others: Tensor) -> None:
+    """``sums[u, a, (j, b)] += sum_n bent[u, n, a] x[j, n] y[n, b]``.
+
+    Args:
+        sums: ``[U, o, j b]``.
+        bent: ``[U, n, o]``.
+        inputs: ``x``, ``[j, n]``.
+        others: ``y``, ``[n, b]``.
+    """
+    flat = bent.transpose(1, 2).reshape(-1, bent.shape[1])
+    where, second = sums.view(len(flat), -1), others.T.contiguous()
+    step = max(1, CACHE_BYTES // (second.numel() * second.element_size()))
+    for start in range(0, len(inputs), step):
+        pairs = (inputs[start : start + step, None] * second).flatten(0, 1)
+        part = where[:, start * len(second) : start * len(second) + len(pairs)]
+        # Written with out=, not in place: torch's FLOP counter sees the one and not the other.
+        torch.addmm(part, flat, pairs.T, out=part)
+
+
+def add_own(block: Tensor, moved: Tensor, inputs: Tensor, deltas: Tensor, first: int) -> None:
+    """``block[u, j, a, first + u] += sum_n moved[u, n, first + u] x[j, n] d[n, a]``.
+
+    Args:
+        block: ``[U, j, o, i]``.
+        moved: ``[U, n, i]``.
+        inputs: ``x``, ``[j, n]``.
+        deltas: ``d``, ``[n, o]``.
+        first: Number of the first unit.
+    """
+    units = torch.arange(len(moved), device=moved.device)
+    own = moved[units, :, first + units]
+    block[units, :, :, first + units] += torch.matmul(own[:, None] * inputs, deltas)
