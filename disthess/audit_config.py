@@ -73,7 +73,7 @@ class MeasureSection(Section):
     """``measure``: which numbers, and how much work goes into each.
 
     ``metrics`` are those of the whole model and ``block_metrics`` those of the blocks; default all. The rest are the fields of
-    `disthess.Effort`, and where and in what precision products are taken.
+    `disthess.Effort`, and where and in what precision products are taken. With ``steps`` what an audit costs is known before.
     """
 
     metrics: Annotated[list[str], pydantic.Field(min_length=1)] | None = None
@@ -83,6 +83,7 @@ class MeasureSection(Section):
     density_steps: Count = 40
     tolerance: Share = 1e-4
     max_products: Count = 400
+    steps: Count | None = None
     krylov: Count = 100
     confidence: Share = 0.95
     seed: Seed = 0
@@ -95,6 +96,14 @@ class MeasureSection(Section):
     device: str = "cpu"
     memory_gib: Annotated[float, pydantic.Field(gt=0, le=2**40, allow_inf_nan=False)] = 2.0
 
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> MeasureSection:
+        if self.steps is not None and "max_products" in self.model_fields_set:
+            raise ValueError(
+                "steps is how many products extreme eigenvalues take, max_products how many they take at most; give one"
+            )
+        return self
+
     def effort(self) -> Effort:
         """The work that goes into a summary."""
         return Effort(
@@ -106,6 +115,7 @@ class MeasureSection(Section):
             memory_bytes=max(1, int(self.memory_gib * 2**30)),
             confidence=self.confidence,
             seed=self.seed,
+            steps=self.steps,
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from disthess import hvp
 from disthess.audits.meter import Part
 from disthess.audits.operators import make_operator
-from disthess.audits.subject import Subject
+from disthess.audits.subject import KRYLOV, Subject
 from disthess.units import human_bytes, human_seconds
 
 TOGETHER = 8
@@ -50,6 +50,11 @@ class AuditPlan:
     product_bytes: int
 
     @property
+    def exact(self) -> bool:
+        """Whether that many products are taken, and not at most."""
+        return not any(map(_may_end, self.parts))
+
+    @property
     def products(self) -> int:
         """Of one checkpoint, at most."""
         return sum(part.products for part in self.parts)
@@ -71,13 +76,14 @@ class AuditPlan:
             f"{'checkpoints':<34}{len(self.checkpoints):>12,}   {self._which()}",
         ]
         for part in self.parts:
-            most = "at most " if part.until_converged else ""
+            most = "at most " if _may_end(part) else ""
             rows.append(f"{part.name:<34}{f'{most}{part.products:,}':>20} products")
         timed = not math.isnan(self.product_seconds)
         per = f", each {self.product_seconds:.2g} s" if timed else ""
-        rows.append(f"{'one checkpoint':<34}{f'at most {self.products:,}':>20} products{per}")
+        most, around = ("", "about ") if self.exact else ("at most ", "at most ")
+        rows.append(f"{'one checkpoint':<34}{f'{most}{self.products:,}':>20} products{per}")
         if timed:
-            rows.append(f"{'time':<34}{f'at most {human_seconds(self.seconds)}':>20}")
+            rows.append(f"{'time':<34}{f'{around}{human_seconds(self.seconds)}':>20}")
         rows.append(
             f"{'memory':<34}{f'at most {human_bytes(self.bytes)}':>20}: vectors {human_bytes(self.vector_bytes)}, "
             f"products {human_bytes(self.product_bytes)}"
@@ -94,6 +100,7 @@ class AuditPlan:
             "known": self.known,
             "parts": {part.name: part.products for part in self.parts},
             "products": self.products,
+            "exact": self.exact,
             "product_seconds": self.product_seconds if timed else None,
             "gradient_seconds": self.gradient_seconds if timed else None,
             "seconds": self.seconds if timed else None,
@@ -106,6 +113,11 @@ class AuditPlan:
         shown = ", ".join(self.checkpoints[:4]) + (", ..." if len(self.checkpoints) > 4 else "")
         known = f"{self.known} more in the history" if self.known else ""
         return "; ".join(text for text in (shown, known) if text)
+
+
+def _may_end(part: Part) -> bool:
+    """Before all of its products: where residuals are small enough, or the gradient's Krylov space is exhausted."""
+    return part.until_converged or part.name == KRYLOV
 
 
 def make_plan(

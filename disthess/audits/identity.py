@@ -41,6 +41,9 @@ def settings_hash(config: AuditConfig) -> str:
     """Of what an audit file asks for; not of where its checkpoints lie, who computes, and who is told."""
     kept = config.model_dump(exclude={"history", "alerts", "hook"})
     kept["measure"] = {key: value for key, value in kept["measure"].items() if key not in _ELSEWHERE}
+    if kept["measure"]["steps"] is None:
+        # Audits older than this setting stay known.
+        del kept["measure"]["steps"]
     kept["checkpoints"] = {
         key: value for key, value in (kept["checkpoints"] or {}).items() if key in ("format", "prefix", "key")
     }

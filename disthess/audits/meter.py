@@ -73,7 +73,9 @@ class Meter:
 
     Products that end when they converge are foretold by the line through the logarithms of their residuals; where none was seen
     yet, by the share of their limit that earlier ones of the kind needed, in this audit or, where the first is not through, in the
-    history. Only where there is neither is it a guess.
+    history. Only where there is neither is it a guess; where an audit file sets ``steps``, no products are of that kind.
+
+    Their speed is that of all but the first to come back: these have waited for the model and its libraries to warm up.
 
     Args:
         parts: Of one checkpoint, in their order.
@@ -92,12 +94,14 @@ class Meter:
         guess: float | None = None,
     ) -> None:
         self._guess = GUESS if guess is None else guess
+        self._is_known = guess is not None
         self._parts = tuple(parts)
         self._left = checkpoints
         self._tell = tell
         self._clock = clock
         self._start = clock()
         self._taken = 0
+        self._warm: tuple[int, float] | None = None
         self._open: dict[str, Part] = {}
         self._now: Part | None = None
         self._in_part = 0
@@ -126,6 +130,8 @@ class Meter:
         """So many products have been taken."""
         self._taken += products
         self._in_part += products
+        if self._warm is None:
+            self._warm = self._taken, self._clock()
         if self._tell is not None:
             self._tell(self.progress())
 
@@ -136,9 +142,12 @@ class Meter:
     def progress(self) -> Progress:
         """Where it is now."""
         left = self._products_left()
-        passed = self._clock() - self._start
+        now = self._clock()
+        passed = now - self._start
         # What is between products (orthogonalisation, tables) comes with them.
         pace = passed / self._taken if self._taken else math.nan
+        if self._warm is not None and self._taken > self._warm[0]:
+            pace = (now - self._warm[1]) / (self._taken - self._warm[0])
         name = self._now.name if self._now is not None else ""
         return Progress(name, self._taken, self._taken + round(left), passed, pace * left)
 
@@ -173,7 +182,12 @@ class Meter:
         if slope >= 0:
             return max(known, float(self._in_part))
         missing = max(0.0, float(logs[-1]) - math.log(self._target)) / -slope
-        return min(float(part.products), float(steps[-1]) + missing)
+        found = min(float(part.products), float(steps[-1]) + missing)
+        if not self._needed and not self._is_known:
+            return found
+        # What earlier ones needed is better than the line through few residuals, and worse than that through nearly all.
+        trust = min(1.0, self._in_part / max(known, 1.0))
+        return max(float(self._in_part), (1 - trust) * known + trust * found)
 
 
 LARGE = 1 << 20

@@ -16,7 +16,7 @@ from disthess.blocks import find_blocks
 from disthess.errors import ConfigError
 from disthess.linalg.block_map import Places
 from disthess.linalg.estimate import WHOLE
-from disthess.linalg.summary import DENSITY, SUMMARY, summary_bytes, summary_products
+from disthess.linalg.summary import DENSITY, SUMMARY, ends_open, summary_bytes, summary_products
 from disthess.preflight import check_dtype, check_parameters
 from disthess.prepare import select_parameters
 from disthess.problem import Parameter, Problem
@@ -75,7 +75,7 @@ class Subject:
             dense = next((part.products for part in found if part.name.endswith("dense")), 0)
             found.append(Part(GGN, dense or 2 * (section.probes // 3)))
         if set(STOPPING) & set(self.metrics):
-            found.append(Part(KRYLOV, self.krylov_products(), until_converged=True))
+            found.append(Part(KRYLOV, self.krylov_products()))
         for name, places in self.blocks.items():
             found += _summary_parts(name, entries(places, self.size), self.block_metrics, self.config)
         if self.config.couplings is not None:
@@ -205,8 +205,11 @@ def _tile(
 
 
 def _summary_parts(block: str, size: int, metrics: Sequence[str], config: AuditConfig) -> list[Part]:
-    counts = summary_products(size, config.measure.effort(), metrics)
-    return [Part(part_name(block, part), count, until_converged=part == "ends") for part, count in counts.items()]
+    effort = config.measure.effort()
+    return [
+        Part(part_name(block, part), count, until_converged=part == "ends" and ends_open(size, effort))
+        for part, count in summary_products(size, effort, metrics).items()
+    ]
 
 
 def part_name(block: str, part: str) -> str:

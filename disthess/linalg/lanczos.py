@@ -112,6 +112,7 @@ def extreme_eigenpairs(
     vectors: bool = False,
     memory_bytes: int | None = None,
     max_products: int | None = None,
+    steps: int | None = None,
     watch: Callable[[int, float], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     notify: Callable[[int], None] | None = None,
@@ -127,6 +128,8 @@ def extreme_eigenpairs(
         vectors: Whether to return them.
         memory_bytes: What the basis and its image may take; default and least as `basis_bytes` says.
         max_products: After which what has been found is returned; default `MAX_PRODUCTS`.
+        steps: Products to take whatever the residuals are, in whole blocks of `block_width`, in place of ``max_products``; one more
+            for each eigenpair measures its residual. Matrices of at most `DENSE_SIZE` rows take none of them.
         watch: Called with the products so far and the largest wanted residual over the largest magnitude, after each block.
         checkpoint: A file for the state of the iteration, saved between steps at most every 30 s, and gone on from where it is
             there: the result is then the same to the last bit. It stays. Matrices of at most `DENSE_SIZE` rows need none.
@@ -159,7 +162,8 @@ def extreme_eigenpairs(
             question |= {"tolerance": allowed, "operator": operator_fingerprint(counted)}
             file = Checkpoint(checkpoint, question)
         limit = basis_columns(operator.size, k, which, memory_bytes)
-        stop = _Stop(allowed, MAX_PRODUCTS if max_products is None else max_products, watch)
+        most = MAX_PRODUCTS if max_products is None else max_products
+        stop = _Stop(allowed, most if steps is None else steps, steps is not None, watch)
         basis, scale = _iterative(counted, k, which, stop, _start(counted, k, seed, limit, file), file)
     image = counted.matmat(basis)
     values = np.einsum("pk,pk->k", basis, image)
@@ -284,6 +288,7 @@ class _Space:
 class _Stop:
     tolerance: float
     products: int
+    exactly: bool
     watch: Callable[[int, float], None] | None
 
 
@@ -335,7 +340,7 @@ def _iterative(
         enough = len(ends) == wanted and bool((sizes <= stop.tolerance * scale).all())
         if stop.watch is not None:
             stop.watch(operator.count, float(sizes.max()) / scale)
-        if enough or operator.count >= stop.products:
+        if (enough and not stop.exactly) or operator.count >= stop.products:
             return found, scale
         if space.count + at.block > space.limit:
             kept = _ends(len(values), wanted + at.block if which != "both" else k + at.block, which)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from disthess.linalg.estimate import WHOLE, Estimate
-from disthess.linalg.lanczos import BLOCK, DENSE_SIZE, basis_bytes, extreme_eigenpairs
+from disthess.linalg.lanczos import BLOCK, DENSE_SIZE, basis_bytes, block_width, extreme_eigenpairs
 from disthess.linalg.moments import (
     LEAST_PROBES,
     Moments,
@@ -55,6 +55,8 @@ class Effort:
         density_steps: Lanczos steps of each.
         tolerance: Residual of an extreme eigenvalue over the largest magnitude, at which it is found.
         max_products: For the two of them, after which they are what they are; their residuals say how far that is.
+        steps: Products for the two of them, taken whatever their residuals, in place of ``max_products``: what a summary costs is
+            then known before. In whole blocks, see `disthess.linalg.lanczos.block_width`.
         memory_bytes: For vectors that are kept.
         confidence: Of each interval by itself.
         seed: Of all random vectors.
@@ -68,6 +70,7 @@ class Effort:
     memory_bytes: int = 2**31
     confidence: float = 0.95
     seed: int = 0
+    steps: int | None = None
 
     def trouble(self) -> str:
         """What is wrong with it, in words; empty if nothing is."""
@@ -76,6 +79,8 @@ class Effort:
         for name in ("density_probes", "density_steps", "max_products", "memory_bytes"):
             if getattr(self, name) < 1:
                 return f"{name} must be positive, got {getattr(self, name)}"
+        if self.steps is not None and self.steps < 1:
+            return f"steps must be positive, got {self.steps}"
         if not 0 < self.confidence < 1 or not 0 < self.tolerance < 1:
             return f"confidence and tolerance must be between 0 and 1, got {self.confidence} and {self.tolerance}"
         return ""
@@ -115,10 +120,27 @@ def summary_products(size: int, effort: Effort, metrics: Iterable[str] = SUMMARY
     if wanted & _MOMENTS:
         found["moments"] = moments_products(size, effort.probes)
     if wanted & _ENDS and _has_room(size, effort):
-        found["ends"] = size + 2 if size <= DENSE_SIZE else min(effort.max_products, size) + BLOCK + 2
+        found["ends"] = size + 2 if size <= DENSE_SIZE else _ends_products(size, effort)
     if wanted & _SHARES or (wanted & _ENDS and not _has_room(size, effort)):
         found["density"] = effort.density_probes * min(effort.density_steps, size)
     return found
+
+
+def ends_open(size: int, effort: Effort) -> bool:
+    """Whether the products for extreme eigenvalues end when these converge, and not after a number that is known before.
+
+    >>> ends_open(1000, Effort()), ends_open(1000, Effort(steps=64)), ends_open(500, Effort())
+    (True, False, False)
+    """
+    return effort.steps is None and size > DENSE_SIZE
+
+
+def _ends_products(size: int, effort: Effort) -> int:
+    """At most; exactly where there are ``steps``. Two more measure what was found."""
+    if effort.steps is None:
+        return min(effort.max_products, size) + BLOCK + 2
+    width = block_width(size, 1)
+    return width * -(-effort.steps // width) + 2
 
 
 def summary_bytes(size: int, effort: Effort, metrics: Iterable[str] = SUMMARY) -> int:
@@ -293,12 +315,12 @@ class _Made:
         tolerance = max(effort.tolerance, 1e-12 if self.operator.dtype == np.float64 else 1e-6)
         found = extreme_eigenpairs(
             self.operator, 1, seed=effort.seed, tolerance=tolerance, memory_bytes=effort.memory_bytes,
-            max_products=effort.max_products, watch=watch,
+            max_products=effort.max_products, steps=effort.steps, watch=watch,
         )  # fmt: skip
         self.products += found.products
         (bottom, top), (under, over) = found.values, found.residuals
         way = "the exact matrix" if self.operator.size <= DENSE_SIZE else "block Lanczos"
-        how = f"{way}, {found.products} products{'' if found.converged.all() else ', stopped before its tolerance'}"
+        how = f"{way}, {found.products} products{'' if found.converged.all() else ', not within its tolerance'}"
         return (
             Ranged(float(bottom), float(bottom - under), float(bottom)),
             Ranged(float(top), float(top), float(top + over)),
