@@ -40,13 +40,19 @@ def check_parameters(problem: Problem) -> None:
     """Refuse a model without usable parameters.
 
     Raises:
-        ProblemError: No parameter requires a gradient, or one is integer, complex or half precision.
+        ProblemError: No parameter requires a gradient, or one of those has no entries, or one is integer or complex.
     """
     trainable = problem.parameters()
     if not trainable:
         raise ProblemError(
             "the model has no parameter that requires a gradient; set requires_grad on those whose Hessian is wanted."
         )
+    for parameter in trainable:
+        if not parameter.tensor.numel():
+            raise ProblemError(
+                f"parameter {parameter.name} has no entries (its shape is {tuple(parameter.tensor.shape)}), so no block of a "
+                "Hessian; give its layer a width, or call requires_grad_(False) on it."
+            )
     for name, tensor in problem.model.named_parameters():
         if tensor.dtype.is_complex:
             raise ProblemError(

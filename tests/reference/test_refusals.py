@@ -79,6 +79,12 @@ def empty_batch() -> disthess.Problem:
     return disthess.Problem(model(), loss="mse", batches=[(torch.zeros(0, 3).double(), torch.zeros(0, 2).double())])
 
 
+def no_width() -> disthess.Problem:
+    net = model()
+    net[0].weight = nn.Parameter(torch.zeros(0, 3).double())
+    return disthess.Problem(net, loss="mse", batches=[batch()])
+
+
 def frozen() -> disthess.Problem:
     return disthess.Problem(model().requires_grad_(False), loss="mse", batches=[batch()])
 
@@ -98,6 +104,7 @@ BAD = [
     (half_parameter, "dtype='float32'"),
     (integer_parameter, "extra is torch.int64"),
     (empty_batch, "0 samples"),
+    (no_width, "parameter 0.weight has no entries"),
     (frozen, "no parameter that requires a gradient"),
     (wrong_shape, "failed on batch 0"),
 ]
