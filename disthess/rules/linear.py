@@ -114,9 +114,11 @@ class LinearRule(AbstractRule):
 
     @override
     def thin_rows(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> ThinRows | None:
+        if slot != WEIGHT or not set(tangents) <= {INPUT}:
+            return None
         n, batch, before = call.samples, call.batch, call.batch_inputs[INPUT]
         inputs = rows_by_sample(call.inputs[INPUT], before, n)
-        if slot != WEIGHT or inputs.shape[1] != 1 or not set(tangents) <= {INPUT}:
+        if inputs.shape[1] != 1:
             return None
         bent = None if cotangent is None else rows_by_sample(cotangent, batch, n, lead=1)[:, :, 0]
         moved = None if INPUT not in tangents else rows_by_sample(tangents[INPUT], before, n, lead=1)[:, :, 0]
