@@ -4,49 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from clocks import Clock, TimedOperator, spectrum
 
 from disthess.audits.meter import Meter, MeteredOperator, Part, Progress
-from disthess.linalg.operator import AbstractSymmetricOperator
 from disthess.linalg.summary import Effort, summarise_operator, summary_products
 
 
-class Clock:
-    """Seconds that pass only when something says so."""
+class Slow(TimedOperator):
+    """Products cost the same each."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    def __init__(self, matrix: np.ndarray, clock: Clock, each: float) -> None:
+        super().__init__(matrix, clock)
+        self.each = each
 
-    def __call__(self) -> float:
-        return self.now
-
-
-class Slow(AbstractSymmetricOperator):
-    """A matrix whose products cost the same each."""
-
-    def __init__(self, matrix: np.ndarray, clock: Clock, seconds: float) -> None:
-        self.matrix, self.clock, self.seconds = matrix, clock, seconds
-
-    @property
-    def size(self) -> int:
-        return len(self.matrix)
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.matrix.dtype
-
-    def matmat(self, block: np.ndarray) -> np.ndarray:
-        self.clock.now += self.seconds * block.shape[1]
-        return self.matrix @ block
-
-
-def spectrum(kind: str, size: int) -> np.ndarray:
-    random = np.random.default_rng(0)
-    axes = np.linalg.qr(random.standard_normal((size, size)))[0]
-    values = {
-        "power law": np.arange(1, size + 1.0) ** -1.0,
-        "outliers": np.concatenate([[-3.0, 30.0, 20.0], 0.1 * random.standard_normal(size - 3)]),
-    }[kind]
-    return axes * values @ axes.T
+    def seconds(self, count: int) -> float:
+        return self.each * count
 
 
 @pytest.mark.parametrize("kind", ["power law", "outliers"])

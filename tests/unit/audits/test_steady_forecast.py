@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clocks import Clock, TimedOperator, spectrum
 
 from disthess.audit_config import parse_audit
 from disthess.audits.meter import Meter, MeteredOperator, Part, Progress, share_needed
@@ -13,7 +14,7 @@ from disthess.audits.run import audit, plan_audit
 from disthess.errors import ConfigError
 from disthess.linalg.block_map import estimate_block_map
 from disthess.linalg.lanczos import extreme_eigenpairs
-from disthess.linalg.operator import AbstractSymmetricOperator, DenseOperator
+from disthess.linalg.operator import DenseOperator
 from disthess.linalg.summary import Effort, ends_open, summarise_operator, summary_products
 
 SIZE = 640
@@ -22,49 +23,17 @@ FREE = Effort(probes=36, density_probes=2, density_steps=12, tolerance=1e-2, max
 FIXED = Effort(probes=36, density_probes=2, density_steps=12, tolerance=1e-2, steps=48)
 
 
-class Clock:
-    """Seconds that pass only when something says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Model(AbstractSymmetricOperator):
-    """A matrix whose products take 6 s each, a tenth more or less; the first of them four times that."""
+class Model(TimedOperator):
+    """Products take 6 s each, a tenth more or less; the first of them four times that."""
 
     def __init__(self, matrix: np.ndarray, clock: Clock, seed: int) -> None:
-        self.matrix, self.clock = matrix, clock
+        super().__init__(matrix, clock)
         self.random = np.random.default_rng(seed)
-        self.cold = True
+        self.warming = 24.0
 
-    @property
-    def size(self) -> int:
-        return len(self.matrix)
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.matrix.dtype
-
-    def matmat(self, block: np.ndarray) -> np.ndarray:
-        if self.cold:
-            self.clock.now += 24.0
-            self.cold = False
-        self.clock.now += float((6.0 * (1 + 0.1 * self.random.uniform(-1, 1, block.shape[1]))).sum())
-        return self.matrix @ block
-
-
-def matrix(kind: str) -> np.ndarray:
-    random = np.random.default_rng(0)
-    axes = np.linalg.qr(random.standard_normal((SIZE, SIZE)))[0]
-    values = {
-        "power law": np.arange(1, SIZE + 1.0) ** -1.0,
-        "outliers": np.concatenate([[-3.0, 30.0, 20.0], 0.1 * random.standard_normal(SIZE - 3)]),
-        "flat": random.uniform(-1.0, 1.0, SIZE),
-    }[kind]
-    return axes * values @ axes.T
+    def seconds(self, count: int) -> float:
+        warming, self.warming = self.warming, 0.0
+        return warming + float((6.0 * (1 + 0.1 * self.random.uniform(-1, 1, count))).sum())
 
 
 def parts_of(effort: Effort) -> list[Part]:
@@ -79,7 +48,7 @@ def run(kind: str, effort: Effort, seed: int, guess: float | None = None) -> tup
     """All that was told of one checkpoint like that of a large model, and when it was through."""
     clock, seen = Clock(), []
     meter = Meter(parts_of(effort), 1, seen.append, clock, guess)
-    operator = MeteredOperator(Model(matrix(kind), clock, seed), meter)
+    operator = MeteredOperator(Model(spectrum(kind, SIZE), clock, seed), meter)
     meter.begin_checkpoint()
     clock.now += 5.0
     summarise_operator(
@@ -153,7 +122,7 @@ def test_steps_are_all_taken_and_residuals_tell_the_truth(
 
 
 def test_fewer_steps_than_convergence_needs_are_said_not_to_be_within_the_tolerance() -> None:
-    whole = matrix("flat")
+    whole = spectrum("flat", SIZE)
     made = summarise_operator(DenseOperator(whole), effort=Effort(steps=8), metrics=["lambda_max", "lambda_min"])
     known = np.linalg.eigvalsh(whole)
     assert made.products == 10
