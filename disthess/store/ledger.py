@@ -16,11 +16,14 @@ from disthess.store.layout import TileRecord
 from disthess.store.metadata import checked_array, group_trouble, ledger_arrays
 from disthess.store.raw import Objects
 from disthess.store.seal import identity_of, sealed
-from disthess.store.zarrays import create_plain
+from disthess.store.zarrays import create_plain, write_entries
 
 MISSING = 0
 DONE = 1
 QUARANTINED = 2
+
+_MEASURED = ("checksum", "seconds", "written_bytes", "peak_bytes", "worker")
+"""Columns that are written before ``state``, as a record names them."""
 
 
 def create_ledger(root: zarr.Group, tiles: int) -> None:
@@ -63,25 +66,22 @@ class Ledger:
         last = {record.tile: record for record in records}
         index = np.array(sorted(last), dtype=np.int64)
         rows = [last[tile] for tile in index.tolist()]
-        self._set("checksum", index, [record.checksum for record in rows])
-        self._set("seconds", index, [record.seconds for record in rows])
-        self._set("written_bytes", index, [record.written_bytes for record in rows])
-        self._set("peak_bytes", index, [record.peak_bytes for record in rows])
-        self._set("worker", index, [record.worker for record in rows])
-        self._note_splits(last)
-        self._set("state", index, [DONE] * len(rows))
-        self._forget({str(tile) for tile in last})
+        said = self._attributes()
+        self._set(index, {field: [getattr(row, field) for row in rows] for field in _MEASURED})
+        self._note_splits(last, said)
+        self._set(index, {"state": [DONE] * len(rows)})
+        self._forget({str(tile) for tile in last}, said)
 
     def quarantine(self, tile: int, message: str) -> None:
         """Mark a tile that keeps failing; it counts as missing, and its message is kept until it is done."""
         self._update({"quarantined": {**self.messages(), str(tile): message}})
-        self._set("state", np.array([tile]), [QUARANTINED])
+        self._set(np.array([tile]), {"state": [QUARANTINED]})
 
     def clear(self, tiles: Sequence[int]) -> None:
         """Mark tiles missing."""
         if tiles:
-            self._set("state", np.array(sorted(tiles)), [MISSING] * len(tiles))
-            self._forget({str(tile) for tile in tiles})
+            self._set(np.array(sorted(tiles)), {"state": [MISSING] * len(tiles)})
+            self._forget({str(tile) for tile in tiles}, self._attributes())
 
     def messages(self) -> dict[str, str]:
         """Messages of quarantined tiles, by tile number as a string."""
@@ -89,7 +89,7 @@ class Ledger:
 
     def splits(self) -> dict[int, int]:
         """How often each tile was halved that was computed in smaller pieces; others are not named."""
-        return {int(tile): int(times) for tile, times in self._attributes().get("split", {}).items()}
+        return _splits(self._attributes())
 
     def is_reduced(self) -> bool:
         """Whether the panels of shared parameters have been summed from those of their uses."""
@@ -99,15 +99,15 @@ class Ledger:
         """Say whether they have."""
         self._update({"reduced": reduced})
 
-    def _note_splits(self, records: Mapping[int, TileRecord]) -> None:
-        old = self.splits()
+    def _note_splits(self, records: Mapping[int, TileRecord], said: Mapping[str, Any]) -> None:
+        old = _splits(said)
         kept = {tile: times for tile, times in old.items() if tile not in records}
         new = {**kept, **{tile: record.split for tile, record in records.items() if record.split}}
         if new != old:
             self._update({"split": {str(tile): times for tile, times in sorted(new.items())}})
 
-    def _forget(self, tiles: set[str]) -> None:
-        old = self.messages()
+    def _forget(self, tiles: set[str], said: Mapping[str, Any]) -> None:
+        old: dict[str, str] = said.get("quarantined", {})
         kept = {tile: message for tile, message in old.items() if tile not in tiles}
         if kept != old:
             self._update({"quarantined": kept})
@@ -149,9 +149,17 @@ class Ledger:
             f"--repair', which writes it again from the stored data."
         )
 
-    def _set(self, field: str, index: np.ndarray, values: list[Any]) -> None:
-        array = self._array(field)
-        array.oindex[index] = np.asarray(values, dtype=array.dtype)
+    def _set(self, index: np.ndarray, columns: Mapping[str, Sequence[int | float]]) -> None:
+        """Write rows of some columns, side by side: what a write takes is mostly waiting."""
+        writes = []
+        for field, values in columns.items():
+            array = self._array(field)
+            writes.append((array, index, np.asarray(values, dtype=array.dtype)))
+        write_entries(writes)
+
+
+def _splits(said: Mapping[str, Any]) -> dict[int, int]:
+    return {int(tile): int(times) for tile, times in said.get("split", {}).items()}
 
 
 def attributes_trouble(value: dict[str, Any]) -> str:

@@ -45,12 +45,9 @@ class Objects:
         Raises:
             ValueError: It is not there, larger than any that disthess writes, or no JSON.
         """
-        size = self.nbytes(key)
-        if size < 0:
-            raise ValueError("it is not there")
+        size, found = sync(_sized(self._store, self._prefix + key))
         if size > MOST_METADATA_BYTES:
             raise ValueError(f"it has {size:,} bytes, more than any that disthess writes")
-        found = sync(self._store.get(self._prefix + key, default_buffer_prototype()))
         if found is None:
             raise ValueError("it is not there")
         try:
@@ -87,6 +84,17 @@ def check_metadata_size(nbytes: int, path: str) -> None:
             f"The zarr.json of the store {path} has {nbytes:,} bytes, and {MOST_METADATA_BYTES:,} are allowed: about "
             f"400,000 tiles. Select fewer parameters, or split them over several stores."
         )
+
+
+async def _sized(store: Any, key: str) -> tuple[int, Any]:
+    """The size of an object, and the object unless it is too large or not there."""
+    try:
+        size = int(await store.getsize(key))
+    except (FileNotFoundError, NotADirectoryError):
+        return -1, None
+    if size > MOST_METADATA_BYTES:
+        return size, None
+    return size, await store.get(key, default_buffer_prototype())
 
 
 async def _listed(store: ZarrStore, prefix: str) -> list[str]:

@@ -6,6 +6,8 @@ number. Consolidated metadata is not used: it would hide arrays written later.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import google_crc32c
@@ -13,6 +15,7 @@ import numpy as np
 import zarr
 from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.core.sync import sync
 
 from disthess.store.place import AbstractPlace
 from disthess.types import Span
@@ -64,6 +67,27 @@ def write_value(group: zarr.Group, name: str, value: np.ndarray) -> None:
     array = create_plain(group, name, value.shape, value.dtype, chunks, fill)
     if value.size:
         array[...] = value
+
+
+def write_entries(writes: Sequence[tuple[Any, np.ndarray, np.ndarray]]) -> None:
+    """Write entries of several arrays of one axis side by side, those of one array in order.
+
+    Args:
+        writes: Array, places in ascending order, and their values.
+    """
+    sync(_side_by_side(writes))
+
+
+async def _side_by_side(writes: Sequence[tuple[Any, np.ndarray, np.ndarray]]) -> None:
+    await asyncio.gather(*(_in_order(array, index, values) for array, index, values in writes))
+
+
+async def _in_order(array: Any, index: np.ndarray, values: np.ndarray) -> None:
+    # Runs of neighbours: one chunk may hold many, and is read and written again for each write.
+    starts = [0, *(np.flatnonzero(np.diff(index) != 1) + 1).tolist()]
+    for start, stop in zip(starts, [*starts[1:], len(index)], strict=True):
+        if start < stop:
+            await array.async_array.setitem(slice(int(index[start]), int(index[stop - 1]) + 1), values[start:stop])
 
 
 def checksum_rows(checksum: int, values: np.ndarray) -> int:
