@@ -12,6 +12,7 @@ import numpy as np
 
 from disthess.errors import StoreError
 from disthess.reduce.arrays import PanelReader
+from disthess.reduce.operator import StoreOperator
 from disthess.types import Part, Span
 
 if TYPE_CHECKING:
@@ -104,8 +105,10 @@ def certify(
     """
     started = time.perf_counter()
     block = np.random.default_rng(seed).standard_normal((store.numel, vectors))
-    found = store.symmetric_operator(part).matmat(block)
-    symmetry = _asymmetry(PanelReader(store.store, part))
+    reader = PanelReader(store.store, part)
+    # One product: chunks kept for the next would be written to memory for nobody.
+    found = StoreOperator(reader, cache_bytes=0).matmat(block)
+    symmetry = _asymmetry(reader)
     result = _judge(found, products(block), part, symmetry, tolerance, against, store, seed, started)
     store.store.write_result(f"certificate/{part}", {}, dataclasses.asdict(result))
     return result
@@ -193,7 +196,7 @@ def _asymmetry(reader: PanelReader) -> float:
         for start in range(0, panel.rows if panel.diagonal else 0, panel.row_chunk):
             rows = Span(start, min(start + panel.row_chunk, panel.rows))
             square = reader.read(panel, rows, rows)
-            # np.maximum keeps NaN, max() may drop it.
-            defect = np.maximum(defect, np.abs(square - square.T).max(initial=0.0))
-            largest = np.maximum(largest, np.abs(square).max(initial=0.0))
+            # np.maximum keeps NaN, max() may drop it. What is taken of a difference and its transpose has both signs.
+            defect = np.maximum(defect, (square - square.T).max(initial=0.0))
+            largest = np.maximum(largest, np.maximum(square.max(initial=0.0), -square.min(initial=0.0)))
     return float(defect / largest) if largest else 0.0
