@@ -22,7 +22,7 @@ STACK_BYTES = 48 << 20
 WIDEST_BYTES = 8 << 20
 """Most bytes of one value's tangents in a stack, where one tangent is smaller: beyond, every pass over them leaves the cache."""
 
-MICROBATCH = 256
+MICROBATCH = 512
 """Samples per microbatch, at most: enough for products to run at full speed."""
 
 MAX_ROWS = 1024
@@ -74,8 +74,8 @@ def tile_rows(rows: int, columns: int, unit_rows: int, bytes_per_column: int) ->
 def _even(whole: int, most: int) -> int:
     """Samples per microbatch, of equal microbatches as near as can be.
 
-    >>> _even(32, 24), _even(1797, 256)
-    (16, 225)
+    >>> _even(32, 24), _even(1797, 512)
+    (16, 450)
     """
     return -(-whole // -(-whole // most))
 
