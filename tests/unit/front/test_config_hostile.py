@@ -66,10 +66,10 @@ def test_odd_run_files_are_refused_soon(tmp_path: Path, text: str, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "run.yaml"
     file.write_text(text, encoding="utf-8")
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ConfigError) as caught:
         load(file)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert len(str(caught.value)) < 3000
     assert not (tmp_path / "pwned").exists()
 
