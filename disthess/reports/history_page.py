@@ -8,8 +8,9 @@ from disthess import __version__
 from disthess.audits.metrics import METRICS
 from disthess.audits.record import WHOLE, Alert, AuditRecord
 from disthess.reports.history_blocks import block_section, coupling_section, tile_section
+from disthess.reports.history_densities import density_section
 from disthess.reports.history_numbers import how_section, latest_section, shown
-from disthess.reports.history_pictures import courses_section, density_section
+from disthess.reports.history_pictures import courses_section
 from disthess.reports.names import anchor
 from disthess.reports.numerals import cell, count
 from disthess.reports.ordering import Ordered, date_of, ordered
