@@ -22,7 +22,7 @@ import pydantic
 
 from disthess.blocks import Grouping
 from disthess.config_text import Count, Section, Seed, check_tree, read_tree
-from disthess.linalg.summary import Effort
+from disthess.linalg.summary import DENSITY, Effort
 from disthess.loading import CheckpointFormat, Source
 from disthess.types import DType
 
@@ -72,8 +72,9 @@ class CheckpointsSection(Section):
 class MeasureSection(Section):
     """``measure``: which numbers, and how much work goes into each.
 
-    ``metrics`` are those of the whole model and ``block_metrics`` those of the blocks; default all. The rest are the fields of
-    `disthess.Effort`, and where and in what precision products are taken. With ``steps`` what an audit costs is known before.
+    ``metrics`` are those of the whole model and ``block_metrics`` those of the blocks; default all, but that the spectral
+    ``density`` of blocks has to be named. The rest are the fields of `disthess.Effort`, and where and in what precision products
+    are taken. With ``steps`` what an audit costs is known before.
     """
 
     metrics: Annotated[list[str], pydantic.Field(min_length=1)] | None = None
@@ -183,6 +184,10 @@ class AuditConfig(Section):
             raise ValueError(f"two alerts have the name {twice[0]!r}")
         if self.couplings is not None and self.couplings.of == "blocks" and self.blocks is None:
             raise ValueError("couplings are of blocks, and there is no section blocks")
+        if DENSITY in (self.measure.block_metrics or ()) and self.blocks is None:
+            raise ValueError(
+                "measure.block_metrics names density, and there is no section blocks; add it, or leave it out"
+            )
         return self
 
     def on_cluster(self, address: str) -> AuditConfig:

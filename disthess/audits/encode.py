@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from disthess.audits.record import Alert, AuditRecord, Estimate
+from disthess.audits.record import Alert, AuditRecord, BlockDensity, Estimate
 
 ESTIMATE_COLUMNS = ["metric", "block", "value", "low", "high", "confidence", "how"]
 ALERT_COLUMNS = ["rule", "metric", "block", "value", "limit", "message"]
+DENSITY_COLUMNS = ["block", "products", "seed", "how"]
 MOST_INTEGER = 2**63 - 1
 
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -70,6 +71,11 @@ def record_to_json(record: AuditRecord) -> dict[str, Any]:
             ],
         },
     }
+    if record.densities:
+        value["densities"] = {
+            "columns": DENSITY_COLUMNS,
+            "rows": [[made.block, int(made.products), made.seed, made.how] for made in record.densities],
+        }
     # What could not be read again is not written.
     record_from_json(value, record.arrays)
     return value
@@ -102,6 +108,10 @@ def record_from_json(value: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
         blocks=tuple(_text(name, "blocks") for name in _entries(_field(value, "blocks"), "blocks")),
         arrays=arrays,
         alerts=tuple(_alert(row) for row in _rows(value, "alerts", ALERT_COLUMNS)),
+        # Older audits have none.
+        densities=tuple(_density(row) for row in _rows(value, "densities", DENSITY_COLUMNS))
+        if "densities" in value
+        else (),
     )
 
 
@@ -145,6 +155,13 @@ def _alert(row: list[Any]) -> Alert:
     texts = [_text(text, "alerts") for text in (rule, metric, block)]
     numbers = [number_from_json(number, "a number of alerts") for number in (value, limit)]
     return Alert(texts[0], texts[1], texts[2], numbers[0], numbers[1], _text(message, "alerts"))
+
+
+def _density(row: list[Any]) -> BlockDensity:
+    block, products, seed, how = row
+    number = None if seed is None else _whole(seed, "seed of densities", MOST_INTEGER)
+    taken = _whole(products, "products of densities", MOST_INTEGER)
+    return BlockDensity(_text(block, "densities"), taken, number, _text(how, "densities"))
 
 
 def _rows(value: Mapping[str, Any], key: str, columns: list[str]) -> list[list[Any]]:

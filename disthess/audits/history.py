@@ -16,6 +16,7 @@ from disthess.store.audit_group import AuditGroup, at_once, damaged_entry
 from disthess.store.place import AbstractPlace
 
 _NAMES = "array_names"
+_KINDS = ("density", "block_density", "coupling", "norm")
 
 
 @final
@@ -164,7 +165,7 @@ def _stored_names(names: list[str]) -> dict[str, str]:
     stored: dict[str, str] = {}
     for name in names:
         kind, _, rest = name.partition("/")
-        if (kind in ("density", "coupling", "norm")) and rest.isascii() and rest.isalpha():
+        if kind in _KINDS and rest.isascii() and rest.isalpha():
             stored[f"{kind}_{rest}"] = name
         else:
             stored[f"tile_{sum(key.startswith('tile_') for key in stored)}"] = name

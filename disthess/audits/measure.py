@@ -17,6 +17,7 @@ from disthess.audits.gauss_newton import AbstractForms, GaussNewtonForms, ggn_sh
 from disthess.audits.meter import Meter, MeteredOperator
 from disthess.audits.metrics import METRICS
 from disthess.audits.operators import make_operator
+from disthess.audits.record import BlockDensity
 from disthess.audits.subject import COUPLINGS, GGN, KRYLOV, STOPPING, Subject, entries, part_name
 from disthess.errors import DisthessError, ProblemError
 from disthess.formalism.report import kinks_of_problem
@@ -49,12 +50,14 @@ class Measured:
         blocks: Of the coupling map.
         arrays: As `disthess.audits.record.AuditRecord` has them.
         products: Hessian-vector products taken.
+        densities: Of blocks.
     """
 
     estimates: tuple[Estimate, ...]
     blocks: tuple[str, ...]
     arrays: dict[str, np.ndarray]
     products: int
+    densities: tuple[BlockDensity, ...]
 
 
 def measure(subject: Subject, problem: Problem, meter: Meter) -> Measured:
@@ -96,6 +99,7 @@ class _Run:
         self._section = subject.config.measure
         self._estimates: list[Estimate] = []
         self._arrays: dict[str, np.ndarray] = {}
+        self._spreads: dict[str, Spread] = {}
 
     def everything(self) -> Measured:
         """All that is asked for, cheap numbers first."""
@@ -107,6 +111,7 @@ class _Run:
         self._stopping(summary)
         for name, places in self._subject.blocks.items():
             self._block(name, places)
+        self._densities()
         self._couplings()
         self._tiles()
         blocks = tuple(self._subject.coupled) if self._subject.config.couplings is not None else ()
@@ -114,7 +119,10 @@ class _Run:
         # Python's sort is stable: the whole first, then blocks in their order, each by the table of metrics.
         names = [WHOLE, *self._subject.blocks]
         found = sorted(self._estimates, key=lambda one: (names.index(one.block), order.index(one.metric)))
-        return Measured(tuple(found), blocks, self._arrays, self._operator.products)
+        densities = tuple(
+            BlockDensity(name, made.products, made.seed, made.how) for name, made in self._spreads.items()
+        )
+        return Measured(tuple(found), blocks, self._arrays, self._operator.products, densities)
 
     def _whole(self) -> Summary:
         wanted = self._subject.summary_metrics()
@@ -215,6 +223,14 @@ class _Run:
             phase=self._phases(name),
         )
         self._estimates += found.estimates
+        if found.density is not None:
+            self._spreads[name] = found.density
+
+    def _densities(self) -> None:
+        """Of all blocks in three arrays, however many there are."""
+        if self._spreads:
+            rows = [_density(spread) for spread in self._spreads.values()]
+            self._arrays.update({f"block_{name}": np.stack([row[name] for row in rows]) for name in rows[0]})
 
     def _couplings(self) -> None:
         section = self._subject.config.couplings

@@ -35,6 +35,48 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockDensity:
+    """How the spectral density of a block was made; the curve itself is among the arrays.
+
+    Attributes:
+        block: Whose.
+        products: Hessian-vector products behind it; those of negative mass, or of a block that was formed, are the same ones.
+        seed: Of its random vectors; None where it is exact.
+        how: In a sentence.
+    """
+
+    block: str
+    products: int
+    seed: int | None
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class DensityCurve:
+    """A spectral density that integrates to 1.
+
+    Attributes:
+        grid: Where, ``[points]``.
+        value: Density there.
+        error: Standard error; 0 where it is exact.
+    """
+
+    grid: np.ndarray
+    value: np.ndarray
+    error: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Of the eigenvalues; the trace over their number."""
+        return float(np.trapezoid(self.value * self.grid, self.grid))
+
+    @property
+    def deviation(self) -> float:
+        """Their standard deviation, that of the smoothing included."""
+        return math.sqrt(max(float(np.trapezoid(self.value * (self.grid - self.mean) ** 2, self.grid)), 0.0))
+
+
+@dataclass(frozen=True, slots=True)
 class AuditRecord:
     """One audit.
 
@@ -49,9 +91,11 @@ class AuditRecord:
         estimates: The numbers.
         blocks: Names of the blocks of the coupling map, in its order; empty where there is none.
         arrays: By name, float64: ``density/grid``, ``density/value``, ``density/error`` (one-dimensional, one length);
-            ``coupling/value``, ``coupling/low``, ``coupling/high`` and the same of ``norm`` (``[n, n]`` for ``n`` blocks); and
-            exact blocks as ``tile/<name>`` (two-dimensional).
+            ``coupling/value``, ``coupling/low``, ``coupling/high`` and the same of ``norm`` (``[n, n]`` for ``n`` blocks);
+            exact blocks as ``tile/<name>`` (two-dimensional); and the densities of blocks as ``block_density/grid``,
+            ``block_density/value``, ``block_density/error``, one row for each of ``densities``.
         alerts: Rules that it broke.
+        densities: Blocks with a spectral density, in the order of its rows; empty in audits that were not asked for any.
     """
 
     key: str
@@ -65,6 +109,7 @@ class AuditRecord:
     blocks: tuple[str, ...] = ()
     arrays: Mapping[str, np.ndarray] = field(default_factory=lambda: MappingProxyType({}))
     alerts: tuple[Alert, ...] = ()
+    densities: tuple[BlockDensity, ...] = ()
 
     def find(self, metric: str, block: str = WHOLE) -> Estimate | None:
         """The estimate of that metric and block; None where it was not measured."""
@@ -74,3 +119,22 @@ class AuditRecord:
         """Its number; NaN where it was not measured."""
         found = self.find(metric, block)
         return math.nan if found is None else found.value
+
+    def density(self, block: str = WHOLE) -> DensityCurve | None:
+        """The spectral density of the whole model or of a block; None where it was not measured, or is not a curve."""
+        kind, row = ("density", None) if block == WHOLE else ("block_density", self._row(block))
+        names = [f"{kind}/{name}" for name in ("grid", "value", "error")]
+        if (block != WHOLE and row is None) or not set(names) <= set(self.arrays):
+            return None
+        arrays = [np.asarray(self.arrays[name]) for name in names]
+        if row is not None:
+            if any(array.ndim != 2 or len(array) != len(self.densities) for array in arrays):
+                return None
+            arrays = [array[row] for array in arrays]
+        grid, value, error = arrays
+        if grid.ndim != 1 or not len(grid) or not grid.shape == value.shape == error.shape:
+            return None
+        return DensityCurve(grid, value, error) if np.isfinite([grid, value]).all() else None
+
+    def _row(self, block: str) -> int | None:
+        return next((row for row, made in enumerate(self.densities) if made.block == block), None)

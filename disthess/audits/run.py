@@ -227,6 +227,7 @@ class _Session:
             estimates=found.estimates,
             blocks=found.blocks,
             arrays=found.arrays,
+            densities=found.densities,
         )
 
     def _candidate(self, found: FoundCheckpoint | None) -> _Candidate:

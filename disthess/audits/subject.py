@@ -16,10 +16,12 @@ from disthess.blocks import find_blocks
 from disthess.errors import ConfigError
 from disthess.linalg.block_map import Places
 from disthess.linalg.estimate import WHOLE
-from disthess.linalg.summary import DENSITY, SUMMARY, ends_open, summary_bytes, summary_products
+from disthess.linalg.quadrature import POINTS
+from disthess.linalg.summary import DENSE, DENSITY, SUMMARY, ends_open, summary_bytes, summary_products
 from disthess.preflight import check_dtype, check_parameters
 from disthess.prepare import select_parameters
 from disthess.problem import Parameter, Problem
+from disthess.store.audit_group import MOST_ENTRY_BYTES
 from disthess.units import human_bytes
 
 TILE_ENTRIES = 1 << 24
@@ -30,6 +32,9 @@ TILE_PRODUCTS = 4096
 
 STOPPING = ("scaled_gradient", "newton_decrement", "stop")
 """Metrics that come from one Krylov space of the gradient."""
+
+MAPS = 6
+"""Arrays of a coupling map: values, lower and upper ends of norms and of couplings."""
 
 GGN, COUPLINGS, KRYLOV = "GGN share", "couplings", "stopping criteria"
 """Parts of an audit that take products, beside summaries and exact blocks."""
@@ -116,6 +121,13 @@ class Subject:
         tiles = [entries(rows, self.size) * entries(columns, self.size) * 8 for rows, columns in self.tiles.values()]
         return max(found) + sum(tiles)
 
+    def array_bytes(self) -> int:
+        """Of the arrays that an audit of a checkpoint keeps."""
+        curves = len(self.blocks) if DENSITY in self.block_metrics else 0
+        curves += DENSITY in self.metrics
+        tiles = sum(entries(rows, self.size) * entries(columns, self.size) for rows, columns in self.tiles.values())
+        return 8 * (3 * POINTS * curves + MAPS * len(self.coupled) ** 2 + tiles)
+
 
 def entries(places: Places, size: int) -> int:
     """How many entries a block has."""
@@ -126,7 +138,8 @@ def make_subject(problem: Problem, config: AuditConfig) -> Subject:
     """Look up every name of an audit file.
 
     Raises:
-        ConfigError: A name, pattern or metric matches nothing; or an exact block is too large.
+        ConfigError: A name, pattern or metric matches nothing; an exact block, or all that is kept of an audit, is too large; or
+            a density could have no error.
         ProblemError: The model has no usable parameters.
     """
     check_parameters(problem)
@@ -139,19 +152,43 @@ def make_subject(problem: Problem, config: AuditConfig) -> Subject:
     size = sum(parameter.tensor.numel() for parameter in chosen)
     blocks = {} if config.blocks is None else find_blocks(problem.model, chosen, config.blocks)
     tiles = {name: _tile(problem, chosen, name, sides, size) for name, sides in config.tiles.items()}
-    return Subject(
+    found = Subject(
         problem=problem,
         config=config,
         names=names,
         size=size,
         metrics=_metrics(section.metrics, "metrics", [*METRICS, DENSITY]),
-        block_metrics=_metrics(
-            section.block_metrics, "block_metrics", [name for name, metric in METRICS.items() if metric.per_block]
-        ),
+        block_metrics=_block_metrics(section.block_metrics),
         blocks=blocks,
         coupled=_coupled(problem, chosen, config, blocks),
         tiles=tiles,
     )
+    _check_densities(found)
+    if found.array_bytes() > MOST_ENTRY_BYTES:
+        raise ConfigError(
+            f"the arrays of one audit would take {human_bytes(found.array_bytes())}, and a history keeps at most "
+            f"{human_bytes(MOST_ENTRY_BYTES)} of each. Ask for fewer blocks, or leave out couplings, exact blocks or densities."
+        )
+    return found
+
+
+def _block_metrics(given: Sequence[str] | None) -> tuple[str, ...]:
+    """The density of blocks only where it is named: a curve for each of many blocks is no small thing to keep."""
+    numbers = [name for name, metric in METRICS.items() if metric.per_block]
+    return tuple(numbers) if given is None else _metrics(given, "block_metrics", [*numbers, DENSITY])
+
+
+def _check_densities(subject: Subject) -> None:
+    section = subject.config.measure
+    if DENSITY not in subject.block_metrics or section.density_probes > 1:
+        return
+    formed = max(DENSE, section.probes)
+    for name, places in subject.blocks.items():
+        if (size := entries(places, subject.size)) > formed:
+            raise ConfigError(
+                f"measure.block_metrics names density, and the block {name!r} has {size:,} entries, more than the {formed} up to "
+                f"which it is exact. With measure.density_probes 1 there is no scatter to make its error of: give 2 at least."
+            )
 
 
 def _metrics(given: Sequence[str] | None, key: str, allowed: Sequence[str]) -> tuple[str, ...]:

@@ -29,7 +29,10 @@ CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="F.csv", help="
 def history(
     path: Annotated[str, typer.Argument(metavar="HISTORY", help="A history that 'disthess audit' has written.")],
     metric: Annotated[
-        list[str] | None, typer.Option("--metric", metavar="M", help="Which numbers; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--metric", metavar="M", help="Which numbers; may be repeated. `density`: the curves of the last audit."
+        ),
     ] = None,
     block: Annotated[str, typer.Option("--block", metavar="B", help="Of this block, not of the whole model.")] = "",
     csv: CsvOption = None,
@@ -39,11 +42,15 @@ def history(
     """List the audits of a history: checkpoint, date, key numbers with their intervals, alerts."""
     from disthess.audits.encode import record_to_json
     from disthess.audits.history import History
+    from disthess.cli import density_tables
     from disthess.cli.tables import draw, save_text
     from disthess.pictures import files as pictures
 
     opened = History.open(path)
     records = opened.records()
+    if records and not as_json and density_tables.is_density(metric):
+        density_tables.print_densities(records, block, csv, plot)
+        return
     metrics = _metrics(metric, block, records)
     if csv is not None:
         save_text(csv, history_csv(records, metrics if metric else None, block if block or metric else None))

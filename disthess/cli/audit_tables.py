@@ -100,6 +100,10 @@ def _record_summary(record: AuditRecord) -> dict[str, Any]:
             }
             for found in record.estimates
         ],
+        "densities": [
+            {"block": made.block, "products": made.products, "seed": made.seed, "how": made.how}
+            for made in record.densities
+        ],
         "alerts": [
             {
                 "rule": alert.rule,

@@ -20,6 +20,9 @@ from scipy import stats
 from disthess.linalg.moments import Ranged
 from disthess.linalg.operator import AbstractSymmetricOperator
 
+POINTS = 400
+"""Of the grid of a density."""
+
 EXHAUSTED = 1e-12
 """What is left of a vector, relative to the operator, at which its Krylov space is whole."""
 
@@ -51,12 +54,14 @@ class Quadratures:
         products: Products taken.
         orthogonal: Whether bases were kept orthogonal. Where they were not, for lack of memory, an extreme eigenvalue may appear
             as several nodes that share its weight.
+        seed: Of the vectors; None where there are none.
     """
 
     each: tuple[Quadrature, ...]
     size: int
     products: int
     orthogonal: bool
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +73,18 @@ class Spread:
         value: Density there.
         error: Standard error over the vectors.
         width: Standard deviation of the Gaussian that nodes are smoothed by.
+        products: Taken for it.
+        seed: Of the vectors; None where it is exact.
+        how: It was made, in a sentence.
     """
 
     grid: np.ndarray
     value: np.ndarray
     error: np.ndarray
     width: float
+    products: int = 0
+    seed: int | None = None
+    how: str = ""
 
 
 def quadrature_bytes(size: int, probes: int, steps: int, memory_bytes: int) -> int:
@@ -115,10 +126,10 @@ def take_quadratures(
         taken, count = _lanczos(operator, start, steps, orthogonal)
         found.extend(taken)
         products += count
-    return Quadratures(tuple(found), operator.size, products, orthogonal)
+    return Quadratures(tuple(found), operator.size, products, orthogonal, seed)
 
 
-def smooth(quadratures: Quadratures, *, points: int = 400, width: float | None = None) -> Spread:
+def smooth(quadratures: Quadratures, *, points: int = POINTS, width: float | None = None) -> Spread:
     """The density, each node a Gaussian.
 
     Args:
@@ -133,14 +144,21 @@ def smooth(quadratures: Quadratures, *, points: int = 400, width: float | None =
     curves = np.stack([_curve(grid, one.nodes, one.weights, sigma) for one in quadratures.each])
     count = len(curves)
     error = curves.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.full(points, np.nan)
-    return Spread(grid, curves.mean(axis=0), error, float(sigma))
+    how = f"{count} Lanczos quadratures of {max(len(one.nodes) for one in quadratures.each)} steps"
+    if all(one.whole for one in quadratures.each):
+        how += ", after which nothing is left to see"
+    if not quadratures.orthogonal:
+        how += ", their vectors not kept orthogonal for lack of memory"
+    return Spread(grid, curves.mean(axis=0), error, float(sigma), quadratures.products, quadratures.seed, how)
 
 
-def smooth_eigenvalues(eigenvalues: np.ndarray, *, points: int = 400) -> Spread:
-    """The same of eigenvalues that are all known; its error is 0."""
+def smooth_eigenvalues(eigenvalues: np.ndarray, *, points: int = POINTS) -> Spread:
+    """The same of eigenvalues that are all known, from a matrix formed by a product for each; its error is 0."""
     one = Quadrature(eigenvalues, np.full(len(eigenvalues), 1 / len(eigenvalues)), np.zeros(len(eigenvalues)), True)
-    found = smooth(Quadratures((one,), len(eigenvalues), 0, True), points=points)
-    return Spread(found.grid, found.value, np.zeros(points), found.width)
+    count = len(eigenvalues)
+    found = smooth(Quadratures((one,), count, count, True), points=points)
+    how = f"all {count} eigenvalues of the exact matrix"
+    return Spread(found.grid, found.value, np.zeros(points), found.width, count, None, how)
 
 
 def share_below(quadratures: Quadratures, place: float, *, confidence: float = 0.95) -> Ranged:

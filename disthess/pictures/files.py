@@ -212,6 +212,32 @@ def history_picture(
     figure.savefig(path)
 
 
+def densities_picture(path: Path, title: str, curves: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]) -> None:
+    """Draw spectral densities in small pictures, side by side, two standard errors shaded.
+
+    Args:
+        path: The file to write.
+        title: Above all.
+        curves: Name, grid, density and standard error of each.
+    """
+    wide = min(3, max(1, len(curves)))
+    high = -(-max(1, len(curves)) // wide)
+    figure = _figure(4.0 * wide, 0.6 + 2.6 * high)
+    figure.suptitle(title)
+    for index, (name, grid, value, error) in enumerate(curves):
+        axes = figure.add_subplot(high, wide, index + 1)
+        floor = max(float(value.max()) * 1e-6, np.finfo(float).tiny)
+        low, high_end = (np.maximum(value + side * 2 * np.nan_to_num(error), floor) for side in (-1, 1))
+        axes.fill_between(grid, low, high_end, color="tab:blue", alpha=0.25)
+        axes.plot(grid, np.maximum(value, floor), color="tab:blue")
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=floor)
+        axes.set_title(name, fontsize="small")
+    figure.supxlabel("eigenvalue")
+    figure.supylabel("density of eigenvalues (integrates to 1)")
+    figure.savefig(path)
+
+
 def _label(axes: Any, texts: Sequence[str], x: Sequence[float], y: Sequence[float]) -> None:
     """Write beside each point, higher where another label is in the way."""
     axes.figure.draw_without_rendering()

@@ -8,7 +8,7 @@ from disthess import __version__
 from disthess.audits.metrics import METRICS
 from disthess.audits.record import WHOLE, Alert, AuditRecord
 from disthess.reports.history_blocks import block_section, coupling_section, tile_section
-from disthess.reports.history_densities import density_section
+from disthess.reports.history_densities import block_density_section, density_section
 from disthess.reports.history_numbers import how_section, latest_section, shown
 from disthess.reports.history_pictures import courses_section
 from disthess.reports.names import anchor
@@ -45,6 +45,7 @@ def history_page(records: Sequence[AuditRecord], title: str | None = None, top: 
         density_section(found),
         coupling_section(found.latest, top),
         block_section(found),
+        block_density_section(found),
         tile_section(found.latest),
         _audits(found),
         _facts(found),

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from disthess.audits.encode import record_from_json, record_to_json
 from disthess.audits.history import History
-from disthess.audits.record import Alert, AuditRecord, Estimate
+from disthess.audits.record import Alert, AuditRecord, BlockDensity, Estimate
 from disthess.errors import HeldError, StoreError
 from disthess.store.audit_group import AuditGroup
 from disthess.store.lock import LeaseTimes, StoreLock
@@ -41,10 +41,12 @@ def make_record(key: str = "k0", step: int | None = 0, **fields: Any) -> AuditRe
         "blocks": ("a", "b"),
         "arrays": {
             "density/grid": np.linspace(0, 1, 5),
+            "block_density/grid": np.linspace(0, 1, 8).reshape(2, 4),
             "coupling/value": np.array([[1.0, np.nan], [np.nan, 1.0]]),
             "tile/../../b[0:2]": np.arange(6.0).reshape(2, 3),
         },
         "alerts": (Alert("sharp", "lambda_max", "", 3.5, 2.0, "too sharp"),),
+        "densities": (BlockDensity("fc.weight", 40, 1, "Lanczos"), BlockDensity("fc.bias", 3, None, "exact")),
     }
     return AuditRecord(key=key, step=step, **{**given, **fields})
 
@@ -76,6 +78,20 @@ def test_what_goes_in_comes_out_in_order(tmp_path: Path) -> None:
         assert not reader.has("k3")
     assert History.open(tmp_path / "deep" / "h.zarr").records()[2].checkpoint == "NaN"
     assert not (tmp_path / "deep" / "h.zarr.lock").exists()
+
+
+def test_an_audit_from_before_blocks_had_densities_is_still_read(tmp_path: Path) -> None:
+    old = {key: value for key, value in record_to_json(make_record()).items() if key != "densities"}
+    old["array_names"] = {"density_grid": "density/grid"}
+    History.open_or_create(tmp_path / "h.zarr")
+    group = AuditGroup.open(tmp_path / "h.zarr")
+    with group.writer():
+        group.add({"density_grid": np.linspace(0, 1, 5)}, old)
+    (found,) = History.open(tmp_path / "h.zarr").records()
+    assert found.densities == ()
+    assert found.density("fc.weight") is None
+    assert found.estimates[0] == make_record().estimates[0]
+    assert "densities" not in record_to_json(make_record(densities=()))
 
 
 def test_a_key_is_appended_once_and_replaced_in_its_place(tmp_path: Path) -> None:
@@ -221,6 +237,7 @@ HARMS = {
     "rows": lambda a: a["audit"]["estimates"]["rows"].append([1, 2]),
     "how": lambda a: a["audit"]["estimates"]["rows"][0].__setitem__(6, 99),
     "columns": lambda a: a["audit"]["alerts"].update(columns=[]),
+    "density": lambda a: a["audit"]["densities"]["rows"][0].__setitem__(2, "1"),
     "names": lambda a: a["audit"].update(array_names={"tile_0": 3}),
     "arrays": lambda a: a.update(arrays="all"),
     "mark": lambda a: a.update(audit=None),
