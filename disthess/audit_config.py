@@ -122,7 +122,10 @@ class MeasureSection(Section):
 
 @final
 class CouplingsSection(Section):
-    """``couplings``: the map of all pairs of blocks; ``of: blocks`` takes those of the section ``blocks``."""
+    """``couplings``: norms and couplings of all pairs of blocks and the traces of these, with intervals.
+
+    ``of: blocks`` takes those of the section ``blocks``.
+    """
 
     of: Grouping | Literal["blocks"] = "parameters"
     probes: Annotated[int, pydantic.Field(ge=4, le=100_000)] = 24

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from disthess.audits.record import Alert, AuditRecord, BlockDensity, Estimate
+from disthess.audits.record import Alert, AuditRecord, BlockDensity, Estimate, MapFacts
 
 ESTIMATE_COLUMNS = ["metric", "block", "value", "low", "high", "confidence", "how"]
 ALERT_COLUMNS = ["rule", "metric", "block", "value", "limit", "message"]
@@ -34,7 +34,7 @@ def record_to_json(record: AuditRecord) -> dict[str, Any]:
     """
     how = list(dict.fromkeys(estimate.how for estimate in record.estimates))
     places = {text: index for index, text in enumerate(how)}
-    value = {
+    value: dict[str, Any] = {
         "key": record.key,
         "checkpoint": record.checkpoint,
         "step": None if record.step is None else int(record.step),
@@ -76,6 +76,14 @@ def record_to_json(record: AuditRecord) -> dict[str, Any]:
             "columns": DENSITY_COLUMNS,
             "rows": [[made.block, int(made.products), made.seed, made.how] for made in record.densities],
         }
+    if record.map_facts is not None:
+        made = record.map_facts
+        value["couplings"] = {
+            "confidence": number_to_json(made.confidence),
+            "probes": int(made.probes),
+            "seed": int(made.seed),
+            "products": int(made.products),
+        }
     # What could not be read again is not written.
     record_from_json(value, record.arrays)
     return value
@@ -112,6 +120,7 @@ def record_from_json(value: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
         densities=tuple(_density(row) for row in _rows(value, "densities", DENSITY_COLUMNS))
         if "densities" in value
         else (),
+        map_facts=_map_facts(value["couplings"]) if "couplings" in value else None,
     )
 
 
@@ -155,6 +164,16 @@ def _alert(row: list[Any]) -> Alert:
     texts = [_text(text, "alerts") for text in (rule, metric, block)]
     numbers = [number_from_json(number, "a number of alerts") for number in (value, limit)]
     return Alert(texts[0], texts[1], texts[2], numbers[0], numbers[1], _text(message, "alerts"))
+
+
+def _map_facts(value: Any) -> MapFacts:
+    confidence = number_from_json(_field(value, "confidence"), "couplings.confidence")
+    if not 0 < confidence < 1:
+        raise ValueError(f"couplings.confidence is {_shown(confidence)}, not between 0 and 1")
+    probes, seed, products = (
+        _whole(_field(value, key), f"couplings.{key}", MOST_INTEGER) for key in ("probes", "seed", "products")
+    )
+    return MapFacts(confidence, probes, seed, products)
 
 
 def _density(row: list[Any]) -> BlockDensity:

@@ -16,7 +16,7 @@ from disthess.store.audit_group import AuditGroup, at_once, damaged_entry
 from disthess.store.place import AbstractPlace
 
 _NAMES = "array_names"
-_KINDS = ("density", "block_density", "coupling", "norm")
+_KINDS = ("density", "block_density", "coupling", "norm", "trace")
 
 
 @final

@@ -17,7 +17,7 @@ from disthess.audits.gauss_newton import AbstractForms, GaussNewtonForms, ggn_sh
 from disthess.audits.meter import Meter, MeteredOperator
 from disthess.audits.metrics import METRICS
 from disthess.audits.operators import make_operator
-from disthess.audits.record import BlockDensity
+from disthess.audits.record import BlockDensity, MapFacts
 from disthess.audits.subject import COUPLINGS, GGN, KRYLOV, STOPPING, Subject, entries, part_name
 from disthess.errors import DisthessError, ProblemError
 from disthess.formalism.report import kinks_of_problem
@@ -51,6 +51,7 @@ class Measured:
         arrays: As `disthess.audits.record.AuditRecord` has them.
         products: Hessian-vector products taken.
         densities: Of blocks.
+        map_facts: Of the coupling map.
     """
 
     estimates: tuple[Estimate, ...]
@@ -58,6 +59,7 @@ class Measured:
     arrays: dict[str, np.ndarray]
     products: int
     densities: tuple[BlockDensity, ...]
+    map_facts: MapFacts | None
 
 
 def measure(subject: Subject, problem: Problem, meter: Meter) -> Measured:
@@ -100,6 +102,7 @@ class _Run:
         self._estimates: list[Estimate] = []
         self._arrays: dict[str, np.ndarray] = {}
         self._spreads: dict[str, Spread] = {}
+        self._map_facts: MapFacts | None = None
 
     def everything(self) -> Measured:
         """All that is asked for, cheap numbers first."""
@@ -122,7 +125,7 @@ class _Run:
         densities = tuple(
             BlockDensity(name, made.products, made.seed, made.how) for name, made in self._spreads.items()
         )
-        return Measured(tuple(found), blocks, self._arrays, self._operator.products, densities)
+        return Measured(tuple(found), blocks, self._arrays, self._operator.products, densities, self._map_facts)
 
     def _whole(self) -> Summary:
         wanted = self._subject.summary_metrics()
@@ -244,7 +247,8 @@ class _Run:
                 confidence=self._section.confidence,
                 seed=self._section.seed,
             )
-        for name, interval in (("coupling", found.coupling), ("norm", found.norm)):
+        self._map_facts = MapFacts(found.confidence, section.probes, self._section.seed, found.products)
+        for name, interval in (("coupling", found.coupling), ("norm", found.norm), ("trace", found.trace)):
             for end in ("value", "low", "high"):
                 self._arrays[f"{name}/{end}"] = getattr(interval, end)
 

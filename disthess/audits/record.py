@@ -77,6 +77,23 @@ class DensityCurve:
 
 
 @dataclass(frozen=True, slots=True)
+class MapFacts:
+    """How a coupling map was made; its numbers are among the arrays.
+
+    Attributes:
+        confidence: Of each interval by itself.
+        probes: Random vectors of each block; one of no more entries than that is exact.
+        seed: Of them.
+        products: Hessian-vector products taken.
+    """
+
+    confidence: float
+    probes: int
+    seed: int
+    products: int
+
+
+@dataclass(frozen=True, slots=True)
 class AuditRecord:
     """One audit.
 
@@ -91,11 +108,13 @@ class AuditRecord:
         estimates: The numbers.
         blocks: Names of the blocks of the coupling map, in its order; empty where there is none.
         arrays: By name, float64: ``density/grid``, ``density/value``, ``density/error`` (one-dimensional, one length);
-            ``coupling/value``, ``coupling/low``, ``coupling/high`` and the same of ``norm`` (``[n, n]`` for ``n`` blocks);
-            exact blocks as ``tile/<name>`` (two-dimensional); and the densities of blocks as ``block_density/grid``,
-            ``block_density/value``, ``block_density/error``, one row for each of ``densities``.
+            ``coupling/value``, ``coupling/low``, ``coupling/high`` and the same of ``norm`` (``[n, n]`` for ``n`` blocks), and
+            of ``trace`` (``[n]``, which older audits have not); exact blocks as ``tile/<name>`` (two-dimensional); and the
+            densities of blocks as ``block_density/grid``, ``block_density/value``, ``block_density/error``, one row for each of
+            ``densities``.
         alerts: Rules that it broke.
         densities: Blocks with a spectral density, in the order of its rows; empty in audits that were not asked for any.
+        map_facts: Of the coupling map; None where there is none, and in older audits.
     """
 
     key: str
@@ -110,6 +129,7 @@ class AuditRecord:
     arrays: Mapping[str, np.ndarray] = field(default_factory=lambda: MappingProxyType({}))
     alerts: tuple[Alert, ...] = ()
     densities: tuple[BlockDensity, ...] = ()
+    map_facts: MapFacts | None = None
 
     def find(self, metric: str, block: str = WHOLE) -> Estimate | None:
         """The estimate of that metric and block; None where it was not measured."""
@@ -119,6 +139,20 @@ class AuditRecord:
         """Its number; NaN where it was not measured."""
         found = self.find(metric, block)
         return math.nan if found is None else found.value
+
+    def map_traces(self) -> tuple[Estimate, ...]:
+        """Traces of the blocks of the coupling map, each with its interval; none where they were not kept."""
+        made, names = self.map_facts, [f"trace/{end}" for end in ("value", "low", "high")]
+        if made is None or not set(names) <= set(self.arrays):
+            return ()
+        arrays = [np.asarray(self.arrays[name]) for name in names]
+        if any(array.shape != (len(self.blocks),) for array in arrays):
+            return ()
+        how = f"{made.probes} random vectors of the block"
+        rows = zip(self.blocks, *(array.tolist() for array in arrays), strict=True)
+        return tuple(
+            Estimate("map_trace", block, value, low, high, made.confidence, how) for block, value, low, high in rows
+        )
 
     def density(self, block: str = WHOLE) -> DensityCurve | None:
         """The spectral density of the whole model or of a block; None where it was not measured, or is not a curve."""

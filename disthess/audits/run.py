@@ -228,6 +228,7 @@ class _Session:
             blocks=found.blocks,
             arrays=found.arrays,
             densities=found.densities,
+            map_facts=found.map_facts,
         )
 
     def _candidate(self, found: FoundCheckpoint | None) -> _Candidate:

@@ -33,9 +33,6 @@ TILE_PRODUCTS = 4096
 STOPPING = ("scaled_gradient", "newton_decrement", "stop")
 """Metrics that come from one Krylov space of the gradient."""
 
-MAPS = 6
-"""Arrays of a coupling map: values, lower and upper ends of norms and of couplings."""
-
 GGN, COUPLINGS, KRYLOV = "GGN share", "couplings", "stopping criteria"
 """Parts of an audit that take products, beside summaries and exact blocks."""
 
@@ -126,7 +123,9 @@ class Subject:
         curves = len(self.blocks) if DENSITY in self.block_metrics else 0
         curves += DENSITY in self.metrics
         tiles = sum(entries(rows, self.size) * entries(columns, self.size) for rows, columns in self.tiles.values())
-        return 8 * (3 * POINTS * curves + MAPS * len(self.coupled) ** 2 + tiles)
+        # Of a map norms and couplings of pairs and traces of blocks, each with the ends of its interval.
+        pairs = 2 * len(self.coupled) ** 2 + len(self.coupled)
+        return 8 * (3 * POINTS * curves + 3 * pairs + tiles)
 
 
 def entries(places: Places, size: int) -> int:

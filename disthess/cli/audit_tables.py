@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import typer
 
 from disthess.audits.metrics import METRICS
@@ -33,6 +34,7 @@ def print_record(record: AuditRecord) -> None:
             shown.add_row(METRICS[found.metric].title, _number(found.value), *ends, found.how)
     show(shown)
     print_blocks(record)
+    print_map(record)
     for alert in record.alerts:
         typer.echo(f"ALERT      {alert.rule}: {alert.message}")
 
@@ -54,6 +56,22 @@ def print_blocks(record: AuditRecord) -> None:
     shown = table(title, "block", *(METRICS[metric].title for metric in columns), left=1)
     for name in chosen:
         shown.add_row(name, *(_with_half(by_place.get((metric, name))) for metric in columns))
+    show(shown)
+
+
+def print_map(record: AuditRecord) -> None:
+    """Traces and norms of the coupling map's blocks, those of the largest trace; nothing where they were not kept."""
+    made, traces = record.map_facts, record.map_traces()
+    if made is None or not traces:
+        return
+    norms = np.diag(np.asarray(record.arrays["norm/value"])).tolist() if "norm/value" in record.arrays else []
+    by_block = dict(zip(record.blocks, norms, strict=False))
+    chosen = sorted(traces, key=lambda entry: -abs(entry.value))[:_BLOCK_ROWS]
+    title = f"{len(chosen)} of {len(traces)} blocks of the coupling map, {made.confidence:.0%} intervals"
+    shown = table(title, "block", "trace", "from", "to", "norm", left=1)
+    for entry in chosen:
+        ends = ("", "") if entry.exact else (_number(entry.low), _number(entry.high))
+        shown.add_row(entry.block, _number(entry.value), *ends, _number(by_block.get(entry.block, math.nan)))
     show(shown)
 
 
@@ -103,6 +121,10 @@ def _record_summary(record: AuditRecord) -> dict[str, Any]:
         "densities": [
             {"block": made.block, "products": made.products, "seed": made.seed, "how": made.how}
             for made in record.densities
+        ],
+        "map_traces": [
+            {"block": entry.block, "value": _plain(entry.value), "low": _plain(entry.low), "high": _plain(entry.high)}
+            for entry in record.map_traces()
         ],
         "alerts": [
             {

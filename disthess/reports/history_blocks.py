@@ -95,14 +95,31 @@ def coupling_section(latest: AuditRecord, top: int) -> Section | None:
         for i, j in strongest_pairs(value, top)
     )
     columns = (Column("block", False), Column("block", False), Column("coupling C"), Column("norm |H_vw|"))
+    traces = _traces(latest)
     about = "C = |H_vw| / √(|H_vv| |H_ww|), with Frobenius norms: 0 where two blocks are independent, no upper bound in general."
     parts = (
         Text(f"May these blocks be treated as independent? {answer.text}"),
         Text(about),
         Pictures(tuple(pictures)),
         Table("pairs", f"Strongest couplings ({len(rows)})", columns, rows),
+        *(() if traces is None else (traces,)),
     )
     return Section("couplings", "Couplings", parts)
+
+
+def _traces(latest: AuditRecord) -> Table | None:
+    """Traces of the map's blocks."""
+    made, found = latest.map_facts, latest.map_traces()
+    if made is None or not found:
+        return None
+    rows = tuple((Cell(entry.block), shown(entry)) for entry in found[:_MOST_BLOCKS])
+    more = f"{len(found) - _MOST_BLOCKS:,} more blocks are left out. " if len(found) > _MOST_BLOCKS else ""
+    note = (
+        f"{more}{100 * made.confidence:g} % intervals from {count(made.probes)} random vectors of each block, seed {made.seed}; "
+        f"{count(made.products)} Hessian-vector products for all of the map."
+    )
+    caption = f"Traces of the map's blocks ({count(len(found))})"
+    return Table("map-traces", caption, (Column("block", False), Column("trace")), rows, note, len(rows) > 16)
 
 
 def tile_section(latest: AuditRecord) -> Section | None:
