@@ -16,7 +16,7 @@ from disthess.audits.encode import number_to_json
 from disthess.audits.history import History
 from disthess.audits.record import AuditRecord, Estimate
 from disthess.audits.selection import find_record, is_history, split_selector
-from disthess.audits.significance import SHOWN_CONFIDENCE, change_between
+from disthess.audits.significance import SHOWN_CONFIDENCE, asserted, change_between
 from disthess.audits.store_numbers import compared_stores
 from disthess.errors import ConfigError
 from disthess.reduce.difference import BlockDifference
@@ -168,11 +168,9 @@ def _rows(
     by_name = [{(entry.metric, entry.block): entry for entry in side} for side in (first, second)]
     keys = list(dict.fromkeys([*by_name[0], *by_name[1]]))
     rows = [_row(key, by_name[0].get(key), by_name[1].get(key), rounding) for key in keys]
-    # Holm: the k-th smallest p of m must be below significance / (m - k + 1), and all smaller ones too.
-    judged = sorted((row.p, index) for index, row in enumerate(rows) if row.verdict == "chance")
-    for place, (p, index) in enumerate(judged):
-        if p * (len(judged) - place) >= significance:
-            break
+    judged = [index for index, row in enumerate(rows) if row.verdict == "chance"]
+    for place in asserted([rows[index].p for index in judged], significance):
+        index = judged[place]
         rows[index] = replace(rows[index], verdict=_direction(rows[index].difference))
     return tuple(rows)
 

@@ -89,6 +89,23 @@ def change_since(earlier: Sequence[Estimate], new: Estimate, confidence: float =
     return _change(mean, new.value, math.sqrt(variance), bound + float(bounds.mean()), freedom, confidence)
 
 
+def asserted(chances: Sequence[float], significance: float) -> frozenset[int]:
+    """Places of those that are more than chance, by Holm's rule: the probability that any of them is false is at most that.
+
+    The k-th smallest p of m must be below ``significance / (m - k + 1)``, and all smaller ones too. It holds however they depend on
+    each other.
+
+    >>> sorted(asserted([0.03, 0.001, 0.2, 0.004], 0.05))
+    [1, 3]
+    """
+    found: list[int] = []
+    for place, (p, index) in enumerate(sorted((p, index) for index, p in enumerate(chances))):
+        if p * (len(chances) - place) >= significance:
+            break
+        found.append(index)
+    return frozenset(found)
+
+
 def _change(before: float, after: float, error: float, bound: float, freedom: float, confidence: float) -> Change:
     difference = after - before
     if difference == 0:
