@@ -6,12 +6,19 @@ import csv
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from disthess.api import open_store
+from disthess.audits.array_difference import (
+    PairDifference,
+    TileDifference,
+    missing_notes,
+    pair_differences,
+    tile_differences,
+)
 from disthess.audits.encode import number_to_json
 from disthess.audits.history import History
 from disthess.audits.record import AuditRecord, Estimate
@@ -70,6 +77,8 @@ class Difference:
         confidence: Of the intervals.
         rows: Numbers of both.
         blocks: Distances of blocks, of two stores; empty of audits.
+        pairs: Couplings of pairs of blocks, of two audits with maps; their ``rose`` and ``fell`` are a family of their own.
+        tiles: Exact blocks, of two audits.
         floor: Of the same stores: the distance up to which blocks may differ by rounding, by both certificates.
         notes: Sentences on what else differs: data, settings, parameters.
     """
@@ -82,10 +91,20 @@ class Difference:
     blocks: tuple[BlockDifference, ...]
     floor: float
     notes: tuple[str, ...]
+    pairs: tuple[PairDifference, ...] = ()
+    tiles: tuple[TileDifference, ...] = ()
 
     def find(self, metric: str, block: str = "") -> DifferenceRow | None:
         """The row of that metric and block; None where there is none."""
         return next((row for row in self.rows if (row.metric, row.block) == (metric, block)), None)
+
+    def pair(self, first: str, second: str) -> PairDifference | None:
+        """The couplings of two blocks, in either order; None where both maps do not have them."""
+        return next((row for row in self.pairs if {row.first, row.second} == {first, second}), None)
+
+    def tile(self, name: str) -> TileDifference | None:
+        """The exact block of that name; None where there is none."""
+        return next((tile for tile in self.tiles if tile.name == name), None)
 
     def to_json(self) -> dict[str, Any]:
         """All of it; numbers that are not finite are the texts ``NaN``, ``Infinity`` and ``-Infinity``."""
@@ -97,11 +116,17 @@ class Difference:
             "rows": [_plain(row) for row in self.rows],
             "blocks": [_plain(block) for block in self.blocks],
             "floor": number_to_json(self.floor),
+            "pairs": [_plain(row) for row in self.pairs],
+            "tiles": [_plain(tile) for tile in self.tiles],
             "notes": list(self.notes),
         }
 
     def to_csv(self) -> str:
-        """A header and one line per number; distances of blocks are rows of the metric ``distance``, block ``A x B``."""
+        """A header and one line per number.
+
+        Distances of blocks are rows of the metric ``distance``, block ``A x B``, and those of exact blocks of ``tile``. Couplings
+        are rows of ``log_coupling``, so that the interval is that of the difference, as everywhere.
+        """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(DifferenceRow.__slots__)
@@ -112,6 +137,13 @@ class Difference:
             numbers = (block.norm_a, block.norm_b, block.distance, block.relative)
             verdict = "equal" if block.distance <= self.floor else "differs"
             writer.writerow(["distance", name, *map(number_to_json, numbers), "", "", "", verdict])
+        for pair in self.pairs:
+            logs = [_log(number) for number in (pair.a, pair.b, pair.ratio, pair.low, pair.high)]
+            plain = [*map(number_to_json, logs[:3]), "", *map(number_to_json, (*logs[3:], pair.p))]
+            writer.writerow(["log_coupling", f"{pair.first} x {pair.second}", *plain, pair.verdict])
+        for tile in self.tiles:
+            numbers = (tile.norm_a, tile.norm_b, tile.distance, tile.relative)
+            writer.writerow(["tile", tile.name, *map(number_to_json, numbers), "", "", "", tile.verdict])
         return out.getvalue()
 
 
@@ -119,7 +151,9 @@ def diff(a: Comparable, b: Comparable, *, significance: float = 0.01) -> Differe
     """What differs between two audits of checkpoints, or between two stores, number by number and block by block.
 
     Numbers with intervals are compared by `disthess.audits.significance`, their errors taken as independent. By Holm's rule,
-    ``significance`` is the probability that any change that the table asserts is chance. Exact numbers are compared to rounding. Of
+    ``significance`` is the probability that any change that the table asserts is chance. Exact numbers are compared to rounding.
+    Couplings of audits are judged likewise, by the same rule among themselves: with both tables at 0.01, one or the other asserts a
+    change that is none in at most 2 of 100 comparisons. Exact blocks of audits differ where ``|B - A|`` is beyond rounding. Of
     stores, everything is exact up to their certificates: an error ``e`` relative to ``|H|`` moves an eigenvalue by at most
     ``e |H|_F``, a trace by ``sqrt(n) e |H|_F``.
 
@@ -139,8 +173,7 @@ def diff(a: Comparable, b: Comparable, *, significance: float = 0.01) -> Differe
         raise ConfigError(f"significance is {significance}; give a probability between 0 and 1, such as 0.01.")
     (name_a, first), (name_b, second) = _resolved(a), _resolved(b)
     if isinstance(first, AuditRecord) and isinstance(second, AuditRecord):
-        rows = _rows(first.estimates, second.estimates, significance, _rounding(first, second))
-        return Difference(name_a, name_b, significance, SHOWN_CONFIDENCE, rows, (), 0.0, _other_facts(first, second))
+        return _of_audits(name_a, first, name_b, second, significance)
     if isinstance(first, HessianStore) and isinstance(second, HessianStore):
         pair = compared_stores(first, second)
         rows = _rows(pair.first, pair.second, significance, 0.0)
@@ -148,6 +181,18 @@ def diff(a: Comparable, b: Comparable, *, significance: float = 0.01) -> Differe
     raise ConfigError(
         f"{name_a} and {name_b} are an audit and a store, which have too little in common. Compare two audits or two stores."
     )
+
+
+def _of_audits(name_a: str, a: AuditRecord, name_b: str, b: AuditRecord, significance: float) -> Difference:
+    rounding = _rounding(a, b)
+    sides = [(*record.estimates, *record.map_traces()) for record in (a, b)]
+    # The variance of a trace of the map is known by as many degrees of freedom as there are vectors, at least.
+    probes = min((record.map_facts.probes for record in (a, b) if record.map_facts is not None), default=math.inf)
+    rows = _rows(sides[0], sides[1], significance, rounding, {"map_trace": probes})
+    pairs = pair_differences(a, b, significance, SHOWN_CONFIDENCE, rounding)
+    notes = (*_other_facts(a, b), *missing_notes(a, b))
+    tiles = tile_differences(a, b, rounding)
+    return Difference(name_a, name_b, significance, SHOWN_CONFIDENCE, rows, (), 0.0, notes, pairs, tiles)
 
 
 def _resolved(given: Comparable) -> tuple[str, AuditRecord | HessianStore]:
@@ -163,11 +208,18 @@ def _resolved(given: Comparable) -> tuple[str, AuditRecord | HessianStore]:
 
 
 def _rows(
-    first: Sequence[Estimate], second: Sequence[Estimate], significance: float, rounding: float
+    first: Sequence[Estimate],
+    second: Sequence[Estimate],
+    significance: float,
+    rounding: float,
+    freedom: Mapping[str, float] | None = None,
 ) -> tuple[DifferenceRow, ...]:
     by_name = [{(entry.metric, entry.block): entry for entry in side} for side in (first, second)]
     keys = list(dict.fromkeys([*by_name[0], *by_name[1]]))
-    rows = [_row(key, by_name[0].get(key), by_name[1].get(key), rounding) for key in keys]
+    freedom = freedom or {}
+    rows = [
+        _row(key, by_name[0].get(key), by_name[1].get(key), rounding, freedom.get(key[0], math.inf)) for key in keys
+    ]
     judged = [index for index, row in enumerate(rows) if row.verdict == "chance"]
     for place in asserted([rows[index].p for index in judged], significance):
         index = judged[place]
@@ -175,12 +227,14 @@ def _rows(
     return tuple(rows)
 
 
-def _row(key: tuple[str, str], a: Estimate | None, b: Estimate | None, rounding: float) -> DifferenceRow:
+def _row(
+    key: tuple[str, str], a: Estimate | None, b: Estimate | None, rounding: float, freedom: float
+) -> DifferenceRow:
     nan = math.nan
     if a is None or b is None:
         values = (nan if a is None else a.value, nan if b is None else b.value)
         return DifferenceRow(*key, *values, nan, nan, nan, nan, nan, "only B" if a is None else "only A")
-    change = change_between(a, b)
+    change = change_between(a, b, freedom=freedom)
     verdict = "chance"
     if math.isnan(change.p):
         verdict = "equal" if a.value == b.value else "undefined"
@@ -190,6 +244,10 @@ def _row(key: tuple[str, str], a: Estimate | None, b: Estimate | None, rounding:
     return DifferenceRow(
         *key, a.value, b.value, change.difference, change.relative, change.low, change.high, change.p, verdict
     )
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else (-math.inf if value == 0 else math.nan)
 
 
 def _direction(difference: float) -> str:

@@ -7,6 +7,8 @@ difference, s its standard error and b the sum of the bounds,
     p = P(|Z| > (|d| - b) / s)        for the difference of two estimates
     p = P(|T| > (|d| - b) / s)        for one against n earlier ones, T of Student's distribution
 
+Positive numbers with intervals symmetric in their logarithms are compared by the difference of these.
+
 Exact numbers have s = b = 0: any difference then has p = 0. Estimates made from the same random vectors have errors in common,
 which makes the true p smaller than this one.
 """
@@ -51,8 +53,86 @@ class Change:
     p: float
 
 
-def change_between(old: Estimate, new: Estimate, confidence: float = SHOWN_CONFIDENCE) -> Change:
+@dataclass(frozen=True, slots=True)
+class LogEstimate:
+    """A positive number whose interval is symmetric in its logarithm.
+
+    Attributes:
+        value: The number.
+        low: Lower end.
+        high: Upper end.
+        confidence: Of the interval, by Student's distribution; NaN where it is not known.
+        freedom: Degrees of freedom of that; NaN likewise.
+    """
+
+    value: float
+    low: float
+    high: float
+    confidence: float
+    freedom: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether the interval is a point."""
+        return self.low == self.value == self.high
+
+    @property
+    def variance(self) -> float:
+        """Of the logarithm."""
+        if self.exact:
+            return 0.0
+        if not (self.low > 0 and math.isfinite(self.high)):
+            return math.inf
+        return (0.5 * math.log(self.high / self.low) / _quantile(self.confidence, self.freedom)) ** 2
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Of two numbers.
+
+    Attributes:
+        value: The later over the earlier.
+        low: Lower end of its interval.
+        high: Upper end.
+        p: Two-sided; of a ratio at least as far from 1 by chance alone. NaN where the intervals' worth is not known.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def ratio_between(old: LogEstimate, new: LogEstimate, confidence: float = SHOWN_CONFIDENCE) -> Ratio:
+    """The ratio of two estimates of which one at least has an error; the errors taken as independent.
+
+    >>> old, new = LogEstimate(0.1, 0.05, 0.2, 0.95, math.inf), LogEstimate(0.4, 0.2, 0.8, 0.95, math.inf)
+    >>> found = ratio_between(old, new)
+    >>> round(found.value, 3), round(found.low, 3), round(found.high, 3), round(found.p, 4)
+    (4.0, 1.501, 10.661, 0.0056)
+    """
+    value = new.value / old.value
+    parts = [one.variance for one in (old, new)]
+    variance = sum(parts)
+    if math.isnan(variance):
+        return Ratio(value, math.nan, math.nan, math.nan)
+    if math.isinf(variance):
+        return Ratio(value, 0.0, math.inf, 1.0)
+    # Welch and Satterthwaite.
+    spent = sum(part**2 / one.freedom for part, one in zip(parts, (old, new), strict=True) if part)
+    freedom = variance**2 / spent if spent else math.inf
+    error = math.sqrt(variance)
+    p = 2 * _tail(abs(math.log(value)) / error, freedom)
+    reach = math.exp(_quantile(confidence, freedom) * error)
+    return Ratio(value, value / reach, value * reach, min(p, 1.0))
+
+
+def change_between(
+    old: Estimate, new: Estimate, confidence: float = SHOWN_CONFIDENCE, *, freedom: float = math.inf
+) -> Change:
     """The change from one estimate to another, their errors taken as independent.
+
+    ``freedom`` are the degrees of freedom of what errors are known by, where these are few.
 
     >>> old = Estimate("trace", "", 10.0, 9.0, 11.0, 0.95, "")
     >>> new = Estimate("trace", "", 12.0, 11.0, 13.0, 0.95, "")
@@ -61,7 +141,7 @@ def change_between(old: Estimate, new: Estimate, confidence: float = SHOWN_CONFI
     (0.2, 0.586, 3.414, 0.0056)
     """
     (error_old, bound_old), (error_new, bound_new) = _towards(old, new.value), _towards(new, old.value)
-    return _change(old.value, new.value, math.hypot(error_old, error_new), bound_old + bound_new, math.inf, confidence)
+    return _change(old.value, new.value, math.hypot(error_old, error_new), bound_old + bound_new, freedom, confidence)
 
 
 def change_since(earlier: Sequence[Estimate], new: Estimate, confidence: float = SHOWN_CONFIDENCE) -> Change:

@@ -15,6 +15,7 @@ from disthess.cli.options import JsonOption, print_json
 from disthess.errors import ConfigError
 
 if TYPE_CHECKING:
+    from disthess.audits.array_difference import PairDifference
     from disthess.audits.difference import Difference, DifferenceRow
     from disthess.audits.record import AuditRecord, Estimate
 
@@ -75,7 +76,8 @@ def diff(
     """Compare two audits, or two stores: each number of both, the difference, and whether it is more than chance.
 
     An audit is HISTORY@STEP, HISTORY@-1 (the last) or HISTORY@CHECKPOINT. A verdict is `rose` or `fell` where the
-    difference is more than chance and rounding explain, `equal` or `chance` where it is not.
+    difference is more than chance and rounding explain, `equal` or `chance` where it is not. Couplings of pairs of
+    blocks are judged likewise, by their ratio; exact blocks are `equal` to rounding, or `differs`.
     """
     from disthess.audits import difference
     from disthess.cli.tables import save_text
@@ -192,6 +194,8 @@ def _print_difference(found: Difference) -> None:
             norms = (entry.norm_a, entry.norm_b, entry.distance)
             made.add_row(entry.a, entry.b, *map(_number, norms), _share(entry.relative).lstrip("+"))
         show(made)
+    _print_pairs(found)
+    _print_tiles(found)
     for note in found.notes:
         typer.echo(f"differs: {note}")
     changed = sum(row.verdict in ("rose", "fell") for row in found.rows)
@@ -199,6 +203,44 @@ def _print_difference(found: Difference) -> None:
         f"{changed} of {len(found.rows)} numbers changed by more than chance and rounding (at most {found.significance:.2g} "
         f"that any of these is chance)"
     )
+
+
+def _print_pairs(found: Difference) -> None:
+    from disthess.cli.tables import show, table
+
+    if not found.pairs:
+        return
+    changed = [row for row in found.pairs if row.verdict in ("rose", "fell")]
+    rest = [row for row in found.pairs if row.verdict not in ("rose", "fell")]
+    ordered = [*sorted(changed, key=_by_ratio), *sorted(rest, key=_by_ratio)]
+    title = f"couplings of {min(len(ordered), _MOST_ROWS)} of {len(ordered)} pairs by their ratio, {found.confidence:.0%} intervals"
+    made = table(title, "block", "block", "A", "B", "B / A", "from", "to", "p", "verdict", left=2)
+    for row in ordered[:_MOST_ROWS]:
+        numbers = (row.a, row.b, row.ratio, row.low, row.high)
+        made.add_row(row.first, row.second, *map(_number, numbers), _p(row.p), row.verdict)
+    show(made)
+    typer.echo(
+        f"{len(changed)} of {len(found.pairs)} couplings changed by more than chance and rounding (at most "
+        f"{found.significance:.2g} that any of these is chance)"
+    )
+
+
+def _print_tiles(found: Difference) -> None:
+    from disthess.cli.tables import show, table
+
+    if not found.tiles:
+        return
+    columns = ("block", "size", "|A|", "|B|", "|B - A|", "|B - A| / |A|", "verdict")
+    made = table("exact blocks; what is beyond rounding differs", *columns, left=1)
+    for tile in found.tiles:
+        norms = (tile.norm_a, tile.norm_b, tile.distance)
+        share = _share(tile.relative).lstrip("+")
+        made.add_row(tile.name, f"{tile.rows:,} x {tile.columns:,}", *map(_number, norms), share, tile.verdict)
+    show(made)
+
+
+def _by_ratio(row: PairDifference) -> float:
+    return -abs(math.log(row.ratio)) if row.ratio > 0 else -math.inf if row.ratio == 0 else math.inf
 
 
 def _by_change(row: DifferenceRow) -> float:
