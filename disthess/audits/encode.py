@@ -76,6 +76,8 @@ def record_to_json(record: AuditRecord) -> dict[str, Any]:
             "columns": DENSITY_COLUMNS,
             "rows": [[made.block, int(made.products), made.seed, made.how] for made in record.densities],
         }
+    if record.parts:
+        value["parts"] = {name: int(products) for name, products in record.parts.items()}
     if record.map_facts is not None:
         made = record.map_facts
         value["couplings"] = {
@@ -102,6 +104,9 @@ def record_from_json(value: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
     facts = _field(value, "facts")
     if not isinstance(facts, Mapping):
         raise ValueError(f"facts is {_shown(facts)}, not a mapping")
+    parts = value.get("parts", {})
+    if not isinstance(parts, Mapping):
+        raise ValueError(f"parts is {_shown(parts)}, not a mapping")
     how = [_text(text, "estimates.how") for text in _entries(_field(_field(value, "estimates"), "how"), "how")]
     step = _field(value, "step")
     return AuditRecord(
@@ -121,6 +126,7 @@ def record_from_json(value: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
         if "densities" in value
         else (),
         map_facts=_map_facts(value["couplings"]) if "couplings" in value else None,
+        parts={name: _whole(products, f"parts.{name}", MOST_INTEGER) for name, products in parts.items()},
     )
 
 

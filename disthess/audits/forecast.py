@@ -1,4 +1,8 @@
-"""What an audit would cost: products by what they are for, seconds by one that is timed, bytes; before anything is measured."""
+"""What an audit would cost: products by what they are for, seconds, bytes; before anything is measured.
+
+At most so many, and as many as the last audit of the same subject took, where there is one. Seconds are its own, or by a product
+that is timed.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from disthess import hvp
+from disthess.audits.earlier import EarlierAudit
 from disthess.audits.meter import Part
 from disthess.audits.operators import make_operator
 from disthess.audits.subject import KRYLOV, Subject
@@ -33,10 +38,11 @@ class AuditPlan:
         checkpoints: Names of those that would be audited.
         known: How many more are in the history already.
         parts: Products of one checkpoint, at most.
-        product_seconds: Of one product, as timed here; NaN where nothing was timed.
-        gradient_seconds: Of loss, gradient and tape.
+        product_seconds: Of one product, as timed here, or by an earlier audit with all that is done between.
+        gradient_seconds: Of loss, gradient and tape; 0 where an earlier audit's seconds have them.
         vector_bytes: Memory for vectors at most.
         product_bytes: Memory of those who take products, at most: libraries, model, batches and tapes.
+        earlier: The last audit of the same subject, by which products and perhaps seconds are expected; None where there is none.
     """
 
     title: str
@@ -48,6 +54,7 @@ class AuditPlan:
     gradient_seconds: float
     vector_bytes: int
     product_bytes: int
+    earlier: EarlierAudit | None = None
 
     @property
     def exact(self) -> bool:
@@ -65,6 +72,16 @@ class AuditPlan:
         return len(self.checkpoints) * (self.products * self.product_seconds + self.gradient_seconds)
 
     @property
+    def expected_products(self) -> int:
+        """Of one checkpoint, as many as the last time; at most where nothing is known."""
+        return self.products if self.earlier is None else self.earlier.products
+
+    @property
+    def expected_seconds(self) -> float:
+        """Of all checkpoints."""
+        return len(self.checkpoints) * (self.expected_products * self.product_seconds + self.gradient_seconds)
+
+    @property
     def bytes(self) -> int:
         """Memory at most, all processes together."""
         return self.vector_bytes + self.product_bytes
@@ -75,15 +92,19 @@ class AuditPlan:
             f"audit of {self.title}, P = {self.size:,}",
             f"{'checkpoints':<34}{len(self.checkpoints):>12,}   {self._which()}",
         ]
+        before = {} if self.earlier is None else self.earlier.parts
         for part in self.parts:
             most = "at most " if _may_end(part) else ""
-            rows.append(f"{part.name:<34}{f'{most}{part.products:,}':>20} products")
-        timed = not math.isnan(self.product_seconds)
-        per = f", each {self.product_seconds:.2g} s" if timed else ""
+            last = before.get(part.name, part.products)
+            said = f", {last:,} the last time" if last != part.products else ""
+            rows.append(f"{part.name:<34}{f'{most}{part.products:,}':>20} products{said}")
         most, around = ("", "about ") if self.exact else ("at most ", "at most ")
+        per = f", each {self.product_seconds:.2g} s"
         rows.append(f"{'one checkpoint':<34}{f'{most}{self.products:,}':>20} products{per}")
-        if timed:
+        if self.earlier is None:
             rows.append(f"{'time':<34}{f'{around}{human_seconds(self.seconds)}':>20}")
+        else:
+            rows += self._expected(self.earlier, around)
         rows.append(
             f"{'memory':<34}{f'at most {human_bytes(self.bytes)}':>20}: vectors {human_bytes(self.vector_bytes)}, "
             f"products {human_bytes(self.product_bytes)}"
@@ -92,7 +113,6 @@ class AuditPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values; what was not timed is None."""
-        timed = not math.isnan(self.product_seconds)
         return {
             "title": self.title,
             "parameters": self.size,
@@ -101,13 +121,37 @@ class AuditPlan:
             "parts": {part.name: part.products for part in self.parts},
             "products": self.products,
             "exact": self.exact,
-            "product_seconds": self.product_seconds if timed else None,
-            "gradient_seconds": self.gradient_seconds if timed else None,
-            "seconds": self.seconds if timed else None,
+            "product_seconds": self.product_seconds,
+            "gradient_seconds": self.gradient_seconds,
+            "seconds": self.seconds,
+            "expected": None if self.earlier is None else self._expected_json(self.earlier),
             "vector_bytes": self.vector_bytes,
             "product_bytes": self.product_bytes,
             "bytes": self.bytes,
         }
+
+    def _expected(self, earlier: EarlierAudit, around: str) -> list[str]:
+        said = f"{earlier.checkpoint} of {earlier.taken[:16].replace('T', ' ')}"
+        speed = "seconds" if self._by_history else "products alone: other data, machine or processes; one is timed"
+        return [
+            f"{'expected, as the last time':<34}{f'{earlier.products:,}':>20} products: {said}",
+            f"{'time':<34}{f'about {human_seconds(self.expected_seconds)}':>20}, {around}{human_seconds(self.seconds)}; "
+            f"by that audit's {speed}",
+        ]
+
+    def _expected_json(self, earlier: EarlierAudit) -> dict[str, Any]:
+        return {
+            "checkpoint": earlier.checkpoint,
+            "taken": earlier.taken,
+            "parts": dict(earlier.parts),
+            "products": earlier.products,
+            "seconds": self.expected_seconds,
+            "seconds_by": "the earlier audit" if self._by_history else "a timed product",
+        }
+
+    @property
+    def _by_history(self) -> bool:
+        return self.earlier is not None and not math.isnan(self.earlier.seconds)
 
     def _which(self) -> str:
         shown = ", ".join(self.checkpoints[:4]) + (", ..." if len(self.checkpoints) > 4 else "")
@@ -121,22 +165,36 @@ def _may_end(part: Part) -> bool:
 
 
 def make_plan(
-    subject: Subject, names: tuple[str, ...], known: int, clock: Callable[[], float] = time.perf_counter
+    subject: Subject,
+    names: tuple[str, ...],
+    known: int,
+    earlier: EarlierAudit | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> AuditPlan:
-    """Plan the audit of some checkpoints; one product is timed at the factory's weights.
+    """Plan the audit of some checkpoints.
+
+    Where no earlier audit says how long a product takes, one is timed at the factory's weights.
 
     Args:
         subject: What is to be found.
         names: Of the checkpoints.
         known: How many are in the history already.
+        earlier: The last audit of the same subject.
         clock: Seconds.
     """
     problem = subject.bound()
-    begin = clock()
-    hvp.gradient(problem, subject.names)
-    gradient_seconds = clock() - begin
+    gradient_seconds = 0.0
+    by_history = earlier is not None and not math.isnan(earlier.seconds)
+    if not by_history:
+        begin = clock()
+        hvp.gradient(problem, subject.names)
+        gradient_seconds = clock() - begin
     with make_operator(problem, subject.names, subject.config.measure) as operator:
-        seconds = _product_seconds(operator.matmat, subject.size, operator.dtype, clock)
+        seconds = (
+            earlier.seconds / earlier.products
+            if earlier is not None and by_history
+            else _product_seconds(operator.matmat, subject.size, operator.dtype, clock)
+        )
         plan = operator.plan
     return AuditPlan(
         title=f"{type(problem.model).__name__}, {problem.recipe.title}",
@@ -148,6 +206,7 @@ def make_plan(
         gradient_seconds=2 * gradient_seconds,
         vector_bytes=subject.vector_bytes(),
         product_bytes=plan.workers * plan.worker_bytes,
+        earlier=earlier,
     )
 
 

@@ -86,4 +86,6 @@ def facts_of(problem: Problem, config: AuditConfig, size: int, hashes: dict[str,
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
+    if section.executor == "ray":
+        own["workers"] = section.workers or "by the machine"
     return {name: str(value) for name, value in own.items()}

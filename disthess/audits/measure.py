@@ -158,6 +158,7 @@ class _Run:
         try:
             forms = GaussNewtonForms(self._problem, self._subject.names)
         except ProblemError as reason:
+            self._meter.skip(GGN)
             self._undefined("ggn_share", str(reason))
             return
         metered = _MeteredForms(forms, self._meter)
@@ -193,6 +194,7 @@ class _Run:
         if not wanted:
             return
         if not np.any(self._gradient):
+            self._meter.skip(KRYLOV)
             values, coefficients, taken = np.empty(0), np.empty(0), 0
         else:
             with self._meter.part(KRYLOV):

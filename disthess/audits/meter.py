@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
@@ -73,7 +73,9 @@ class Meter:
 
     Products that end when they converge are foretold by the line through the logarithms of their residuals; where none was seen
     yet, by the share of their limit that earlier ones of the kind needed, in this audit or, where the first is not through, in the
-    history. Only where there is neither is it a guess; where an audit file sets ``steps``, no products are of that kind.
+    history. Only where there is neither is it a guess; where an audit file sets ``steps``, no products are of that kind. Any others
+    are as many as the last time, in this audit or in the history: a Krylov space may end early, and what cannot be measured takes
+    none.
 
     Their speed is that of all but the first to come back: these have waited for the model and its libraries to warm up.
 
@@ -83,6 +85,7 @@ class Meter:
         tell: Called with each progress.
         clock: Seconds.
         guess: Share of their limit that products need until they converge, before any have here.
+        before: Products of each part the last time, as the history has them.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Meter:
         tell: Callable[[Progress], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         guess: float | None = None,
+        before: Mapping[str, int] | None = None,
     ) -> None:
         self._guess = GUESS if guess is None else guess
         self._is_known = guess is not None
@@ -108,11 +112,24 @@ class Meter:
         self._target: float | None = None
         self._residuals: list[tuple[int, float]] = []
         self._needed: list[float] = []
+        self._before = dict(before or {})
+        self._spent: dict[str, int] = {}
 
     def begin_checkpoint(self) -> None:
         """A checkpoint is measured from now on."""
         self._left = max(0, self._left - 1)
         self._open = {part.name: part for part in self._parts}
+        self._spent = {}
+
+    @property
+    def spent(self) -> dict[str, int]:
+        """Products of this checkpoint by part, of those that are through."""
+        return dict(self._spent)
+
+    def skip(self, name: str) -> None:
+        """That part cannot be measured: nothing waits for it, here and at the checkpoints to come."""
+        self._open.pop(name, None)
+        self._before[name] = 0
 
     @contextmanager
     def part(self, name: str, tolerance: float | None = None) -> Iterator[None]:
@@ -121,9 +138,11 @@ class Meter:
         self._in_part, self._target, self._residuals = 0, tolerance, []
         try:
             yield
-        finally:
+            # What an error cuts short says nothing about the next time.
+            self._spent[name] = self._before[name] = self._in_part
             if self._now.until_converged and self._now.products:
                 self._needed.append(self._in_part / self._now.products)
+        finally:
             self._now = None
 
     def count(self, products: int) -> None:
@@ -158,7 +177,7 @@ class Meter:
 
     def _expected(self, part: Part) -> float:
         if not part.until_converged:
-            return float(part.products)
+            return float(self._before.get(part.name, part.products))
         return part.products * (float(np.mean(self._needed)) if self._needed else self._needed_now())
 
     def _needed_now(self) -> float:
@@ -171,7 +190,8 @@ class Meter:
     def _current_total(self, part: Part) -> float:
         """Of the part that is being computed."""
         if not part.until_converged:
-            return float(part.products)
+            before = self._before.get(part.name, part.products)
+            return float(before if self._in_part <= before else part.products)
         known = part.products * (float(np.mean(self._needed)) if self._needed else self._guess)
         if self._target is None or len(self._residuals) < 3:
             return max(known, float(self._in_part))

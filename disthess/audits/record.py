@@ -115,6 +115,8 @@ class AuditRecord:
         alerts: Rules that it broke.
         densities: Blocks with a spectral density, in the order of its rows; empty in audits that were not asked for any.
         map_facts: Of the coupling map; None where there is none, and in older audits.
+        parts: Products by what they were for, forms of the Gauss-Newton matrix too, which ``products`` does not count; empty in
+            older audits.
     """
 
     key: str
@@ -130,6 +132,7 @@ class AuditRecord:
     alerts: tuple[Alert, ...] = ()
     densities: tuple[BlockDensity, ...] = ()
     map_facts: MapFacts | None = None
+    parts: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     def find(self, metric: str, block: str = WHOLE) -> Estimate | None:
         """The estimate of that metric and block; None where it was not measured."""

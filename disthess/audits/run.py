@@ -21,13 +21,14 @@ import torch
 from disthess.audit_config import AuditConfig, load_audit
 from disthess.audits.alerts import AlertRule, judge, tell
 from disthess.audits.checkpoints import FoundCheckpoint, find_checkpoints
+from disthess.audits.earlier import earlier_audit
 from disthess.audits.forecast import AuditPlan, make_plan
 from disthess.audits.history import History
 from disthess.audits.identity import checkpoint_hash, facts_of, key_of, settings_hash
 from disthess.audits.measure import measure
-from disthess.audits.meter import Meter, Progress, share_needed
+from disthess.audits.meter import Meter, Progress
 from disthess.audits.record import Alert, AuditRecord
-from disthess.audits.subject import GGN, Subject, make_subject
+from disthess.audits.subject import Subject, make_subject
 from disthess.errors import DisthessError
 from disthess.fingerprint import data_hash
 from disthess.loading import Checkpoint, load_checkpoint, load_problem
@@ -98,7 +99,10 @@ def audit(
 
 
 def plan_audit(config: AuditConfig | str | Path, *, history: str | Path | None = None) -> AuditPlan:
-    """What `audit` would cost. One product is timed; nothing is measured or written.
+    """What `audit` would cost. Nothing is measured or written.
+
+    Where the history has an audit by the same settings, its products are what is expected; if it was of the same data on the same
+    device by the same processes, its seconds too. Otherwise one product is timed.
 
     Args:
         config: As for `audit`.
@@ -162,9 +166,10 @@ class _Session:
     def plan(self) -> AuditPlan:
         """Its cost."""
         readable = [one for one in self._candidates if not one.trouble]
-        known = self._known() if self._has_history() else set()
+        known = {record.key for record in self._records()}
         new = tuple(one.name for one in readable if one.key not in known)
-        return make_plan(self._subject, new, len(readable) - len(new))
+        earlier = earlier_audit(self._records(), self._subject, self._facts())
+        return make_plan(self._subject, new, len(readable) - len(new), earlier)
 
     def run(
         self, force: bool, seen: Callable[[AuditRecord], object] | None, progress: Callable[[Progress], None] | None
@@ -175,7 +180,9 @@ class _Session:
         readable = [one for one in self._candidates if not one.trouble]
         new = [one for one in readable if force or not history.has(one.key)]
         known = tuple(one.name for one in readable if one not in new)
-        meter = Meter(self._subject.parts(), len(new), progress, guess=self._guess(history))
+        earlier = earlier_audit(history.records(), self._subject, self._facts())
+        guess, before = (None, None) if earlier is None else (earlier.share, earlier.parts)
+        meter = Meter(self._subject.parts(), len(new), progress, guess=guess, before=before)
         records: list[AuditRecord] = []
         notes: list[str] = []
         for one in new:
@@ -188,8 +195,7 @@ class _Session:
             except (DisthessError, OSError, RuntimeError, MemoryError) as reason:
                 failures.append((one.name, f"{' '.join(str(reason).split())}"))
                 continue
-            earlier = _before(history.records(), record.key)
-            judgement = judge(record, earlier, self._rules)
+            judgement = judge(record, _before(history.records(), record.key), self._rules)
             record = replace(record, alerts=judgement.alerts)
             notes += [note for note in judgement.notes if note not in notes]
             history.append(record, replace=history.has(record.key))
@@ -199,12 +205,6 @@ class _Session:
             if seen is not None:
                 seen(record)
         return AuditOutcome(self._history, tuple(records), known, tuple(failures), tuple(notes))
-
-    def _guess(self, history: History) -> float | None:
-        """What the last audit by the same settings needed to converge."""
-        same = [record for record in history.records() if record.facts.get("settings") == self._settings]
-        parts = [part for part in self._subject.parts() if part.name != GGN]
-        return share_needed(parts, same[-1].products) if same else None
 
     def _measure(self, one: _Candidate, meter: Meter) -> AuditRecord:
         begin = time.monotonic()
@@ -229,6 +229,7 @@ class _Session:
             arrays=found.arrays,
             densities=found.densities,
             map_facts=found.map_facts,
+            parts=meter.spent,
         )
 
     def _candidate(self, found: FoundCheckpoint | None) -> _Candidate:
@@ -241,8 +242,12 @@ class _Session:
     def _has_history(self) -> bool:
         return "://" in self._history or Path(self._history).exists()
 
-    def _known(self) -> set[str]:
-        return {record.key for record in History.open(self._history).records()}
+    def _records(self) -> tuple[AuditRecord, ...]:
+        return History.open(self._history).records() if self._has_history() else ()
+
+    def _facts(self) -> dict[str, str]:
+        hashes = {"data": self._data, "settings": self._settings}
+        return facts_of(self._subject.bound(), self._config, self._subject.size, hashes)
 
 
 def _before(records: Sequence[AuditRecord], key: str) -> Sequence[AuditRecord]:
