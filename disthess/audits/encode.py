@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from disthess.audits.record import Alert, AuditRecord, BlockDensity, Estimate, MapFacts
+from disthess.store.json_fields import read_entries, read_field, read_text, read_whole, said
 
 ESTIMATE_COLUMNS = ["metric", "block", "value", "low", "high", "confidence", "how"]
 ALERT_COLUMNS = ["rule", "metric", "block", "value", "limit", "message"]
 DENSITY_COLUMNS = ["block", "products", "seed", "how"]
-MOST_INTEGER = 2**63 - 1
 
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -101,24 +101,27 @@ def record_from_json(value: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
     Raises:
         ValueError: Something in it is missing or of the wrong type; the message says where.
     """
-    facts = _field(value, "facts")
+    facts = read_field(value, "facts")
     if not isinstance(facts, Mapping):
-        raise ValueError(f"facts is {_shown(facts)}, not a mapping")
+        raise ValueError(f"facts is {said(facts)}, not a mapping")
     parts = value.get("parts", {})
     if not isinstance(parts, Mapping):
-        raise ValueError(f"parts is {_shown(parts)}, not a mapping")
-    how = [_text(text, "estimates.how") for text in _entries(_field(_field(value, "estimates"), "how"), "how")]
-    step = _field(value, "step")
+        raise ValueError(f"parts is {said(parts)}, not a mapping")
+    how = [
+        read_text(text, "estimates.how")
+        for text in read_entries(read_field(read_field(value, "estimates"), "how"), "how")
+    ]
+    step = read_field(value, "step")
     return AuditRecord(
-        key=_text(_field(value, "key"), "key"),
-        checkpoint=_text(_field(value, "checkpoint"), "checkpoint"),
-        step=None if step is None else _whole(step, "step", MOST_INTEGER),
-        taken=_text(_field(value, "taken"), "taken"),
-        seconds=number_from_json(_field(value, "seconds"), "seconds"),
-        products=_whole(_field(value, "products"), "products", MOST_INTEGER),
-        facts={_text(key, "facts"): _text(text, f"facts.{key}") for key, text in facts.items()},
+        key=read_text(read_field(value, "key"), "key"),
+        checkpoint=read_text(read_field(value, "checkpoint"), "checkpoint"),
+        step=None if step is None else read_whole(step, "step"),
+        taken=read_text(read_field(value, "taken"), "taken"),
+        seconds=number_from_json(read_field(value, "seconds"), "seconds"),
+        products=read_whole(read_field(value, "products"), "products"),
+        facts={read_text(key, "facts"): read_text(text, f"facts.{key}") for key, text in facts.items()},
         estimates=tuple(_estimate(row, how) for row in _rows(value, "estimates", ESTIMATE_COLUMNS)),
-        blocks=tuple(_text(name, "blocks") for name in _entries(_field(value, "blocks"), "blocks")),
+        blocks=tuple(read_text(name, "blocks") for name in read_entries(read_field(value, "blocks"), "blocks")),
         arrays=arrays,
         alerts=tuple(_alert(row) for row in _rows(value, "alerts", ALERT_COLUMNS)),
         # Older audits have none.
@@ -126,7 +129,7 @@ def record_from_json(value: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
         if "densities" in value
         else (),
         map_facts=_map_facts(value["couplings"]) if "couplings" in value else None,
-        parts={name: _whole(products, f"parts.{name}", MOST_INTEGER) for name, products in parts.items()},
+        parts={name: read_whole(products, f"parts.{name}") for name, products in parts.items()},
     )
 
 
@@ -151,7 +154,7 @@ def number_from_json(value: Any, where: str) -> float:
     if isinstance(value, str) and value in _WORDS:
         return _WORDS[value]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{where} is {_shown(value)}, not a number")
+        raise ValueError(f"{where} is {said(value)}, not a number")
     try:
         return float(value)
     except OverflowError as error:
@@ -161,75 +164,40 @@ def number_from_json(value: Any, where: str) -> float:
 def _estimate(row: list[Any], how: list[str]) -> Estimate:
     metric, block, *numbers, method = row
     value, low, high, confidence = (number_from_json(number, "a number of estimates") for number in numbers)
-    place = _whole(method, "how of estimates", len(how) - 1)
-    return Estimate(_text(metric, "metric"), _text(block, "block"), value, low, high, confidence, how[place])
+    place = read_whole(method, "how of estimates", len(how) - 1)
+    return Estimate(read_text(metric, "metric"), read_text(block, "block"), value, low, high, confidence, how[place])
 
 
 def _alert(row: list[Any]) -> Alert:
     rule, metric, block, value, limit, message = row
-    texts = [_text(text, "alerts") for text in (rule, metric, block)]
+    texts = [read_text(text, "alerts") for text in (rule, metric, block)]
     numbers = [number_from_json(number, "a number of alerts") for number in (value, limit)]
-    return Alert(texts[0], texts[1], texts[2], numbers[0], numbers[1], _text(message, "alerts"))
+    return Alert(texts[0], texts[1], texts[2], numbers[0], numbers[1], read_text(message, "alerts"))
 
 
 def _map_facts(value: Any) -> MapFacts:
-    confidence = number_from_json(_field(value, "confidence"), "couplings.confidence")
+    confidence = number_from_json(read_field(value, "confidence"), "couplings.confidence")
     if not 0 < confidence < 1:
-        raise ValueError(f"couplings.confidence is {_shown(confidence)}, not between 0 and 1")
+        raise ValueError(f"couplings.confidence is {said(confidence)}, not between 0 and 1")
     probes, seed, products = (
-        _whole(_field(value, key), f"couplings.{key}", MOST_INTEGER) for key in ("probes", "seed", "products")
+        read_whole(read_field(value, key), f"couplings.{key}") for key in ("probes", "seed", "products")
     )
     return MapFacts(confidence, probes, seed, products)
 
 
 def _density(row: list[Any]) -> BlockDensity:
     block, products, seed, how = row
-    number = None if seed is None else _whole(seed, "seed of densities", MOST_INTEGER)
-    taken = _whole(products, "products of densities", MOST_INTEGER)
-    return BlockDensity(_text(block, "densities"), taken, number, _text(how, "densities"))
+    number = None if seed is None else read_whole(seed, "seed of densities")
+    taken = read_whole(products, "products of densities")
+    return BlockDensity(read_text(block, "densities"), taken, number, read_text(how, "densities"))
 
 
 def _rows(value: Mapping[str, Any], key: str, columns: list[str]) -> list[list[Any]]:
-    part = _field(value, key)
-    if _field(part, "columns") != columns:
-        raise ValueError(f"{key}.columns is {_shown(part['columns'])}, not {columns}")
-    rows = _entries(_field(part, "rows"), f"{key}.rows")
+    part = read_field(value, key)
+    if read_field(part, "columns") != columns:
+        raise ValueError(f"{key}.columns is {said(part['columns'])}, not {columns}")
+    rows = read_entries(read_field(part, "rows"), f"{key}.rows")
     for index, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != len(columns):
-            raise ValueError(f"{key}.rows[{index}] is {_shown(row)}, not {len(columns)} values")
+            raise ValueError(f"{key}.rows[{index}] is {said(row)}, not {len(columns)} values")
     return rows
-
-
-def _field(value: Any, key: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"what should hold {key} is {_shown(value)}, not a mapping")
-    if key not in value:
-        raise ValueError(f"{key} is missing")
-    return value[key]
-
-
-def _entries(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"{where} is {_shown(value)}, not a list")
-    return value
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{where} is {_shown(value)}, not a text")
-    return value
-
-
-def _whole(value: Any, where: str, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise ValueError(f"{where} is {_shown(value)}, not a whole number from 0 to {most:,}")
-    return value
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, int) and value.bit_length() > 200:
-        return "a number of more than 60 digits"
-    if isinstance(value, (list, Mapping)) and len(value) > 8:
-        return f"a {'list' if isinstance(value, list) else 'mapping'} of {len(value)} entries"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -13,6 +13,7 @@ from typing import Any
 from disthess.errors import StoreError
 from disthess.store.claims import check_claims
 from disthess.store.encode import layout_from_json
+from disthess.store.json_fields import read_entries, read_field, read_text, read_whole, said
 from disthess.store.layout import Layout
 from disthess.types import PARTS
 
@@ -22,7 +23,6 @@ MOST_ENTRIES = 2**32
 MOST_CHUNK_ENTRIES = 2**29
 """Entries of one chunk."""
 
-_MOST_INTEGER = 2**63 - 1
 _DEPTH = 24
 _KINDS = ("panels", "uses", "activations")
 _FORM = {
@@ -89,138 +89,105 @@ def check_kinks(value: Any) -> None:
     """
     if value is None:
         return
-    for index, entry in enumerate(_entries(value, "kinks")):
+    for index, entry in enumerate(read_entries(value, "kinks")):
         where = f"kinks[{index}]"
         for key in ("node", "op", "torch_takes"):
-            _text(_field(entry, key, where), f"{where}.{key}")
+            read_text(read_field(entry, key, where), f"{where}.{key}")
         if "." not in entry["op"]:
-            raise ValueError(f"{where}.op is {_shown(entry['op'])}, not the name of an operation")
-        _whole(_field(entry, "entries", where), f"{where}.entries")
+            raise ValueError(f"{where}.op is {said(entry['op'])}, not the name of an operation")
+        read_whole(read_field(entry, "entries", where), f"{where}.entries")
         if entry.get("samples") is not None:
-            _whole(entry["samples"], f"{where}.samples")
+            read_whole(entry["samples"], f"{where}.samples")
 
 
 def _check_root(attributes: Mapping[str, Any]) -> None:
     for key, (kind, words) in _FORM.items():
         if key in attributes and (not isinstance(attributes[key], kind) or isinstance(attributes[key], bool)):
-            raise ValueError(f"{key} is {_shown(attributes[key])}, not {words}")
+            raise ValueError(f"{key} is {said(attributes[key])}, not {words}")
     for key in ("schema", "dtype", "layout"):
         if key not in attributes:
             raise ValueError(f"{key} is missing")
     for name, text in attributes.get("sections", {}).items():
-        _text(text, f"sections[{name!r}]")
+        read_text(text, f"sections[{name!r}]")
     check_kinks(attributes.get("kinks"))
 
 
 def _check_layout(value: Any) -> None:
     if not isinstance(value, Mapping):
-        raise ValueError(f"layout is {_shown(value)}, not a mapping")
-    if _field(value, "dtype", "layout") not in ("float32", "float64"):
-        raise ValueError(f"layout.dtype is {_shown(value['dtype'])}, neither float32 nor float64")
-    parts = _entries(_field(value, "parts", "layout"), "layout.parts")
+        raise ValueError(f"layout is {said(value)}, not a mapping")
+    if read_field(value, "dtype", "layout") not in ("float32", "float64"):
+        raise ValueError(f"layout.dtype is {said(value['dtype'])}, neither float32 nor float64")
+    parts = read_entries(read_field(value, "parts", "layout"), "layout.parts")
     if any(part not in PARTS for part in parts) or len(set(map(str, parts))) != len(parts):
-        raise ValueError(f"layout.parts is {_shown(parts)}, not a list out of {', '.join(PARTS)}")
-    for index, entry in enumerate(_entries(_field(value, "parameters", "layout"), "layout.parameters")):
+        raise ValueError(f"layout.parts is {said(parts)}, not a list out of {', '.join(PARTS)}")
+    for index, entry in enumerate(read_entries(read_field(value, "parameters", "layout"), "layout.parameters")):
         _check_parameter(entry, f"layout.parameters[{index}]")
-    for index, entry in enumerate(_entries(_field(value, "panels", "layout"), "layout.panels")):
+    for index, entry in enumerate(read_entries(read_field(value, "panels", "layout"), "layout.panels")):
         _check_panel(entry, f"layout.panels[{index}]")
-    for index, entry in enumerate(_entries(_field(value, "outputs", "layout"), "layout.outputs")):
+    for index, entry in enumerate(read_entries(read_field(value, "outputs", "layout"), "layout.outputs")):
         where = f"layout.outputs[{index}]"
-        _text(_field(entry, "source", where), f"{where}.source")
-        for number, key in enumerate(_entries(_field(entry, "panels", where), f"{where}.panels")):
+        read_text(read_field(entry, "source", where), f"{where}.source")
+        for number, key in enumerate(read_entries(read_field(entry, "panels", where), f"{where}.panels")):
             _check_pair(key, f"{where}.panels[{number}]", of_kind=True)
-    for index, entry in enumerate(_entries(value.get("activations", []), "layout.activations")):
+    for index, entry in enumerate(read_entries(value.get("activations", []), "layout.activations")):
         where = f"layout.activations[{index}]"
-        _text(_field(entry, "name", where), f"{where}.name")
-        _texts(_field(entry, "modules", where), f"{where}.modules")
-        _shape(_field(entry, "shape", where), f"{where}.shape")
-    _whole(value.get("activation_samples", 0), "layout.activation_samples", MOST_ENTRIES)
-    tiles = _field(value, "tiles", "layout")
-    for index, row in enumerate(_entries(_field(tiles, "rows", "layout.tiles"), "layout.tiles.rows")):
+        read_text(read_field(entry, "name", where), f"{where}.name")
+        _texts(read_field(entry, "modules", where), f"{where}.modules")
+        _shape(read_field(entry, "shape", where), f"{where}.shape")
+    read_whole(value.get("activation_samples", 0), "layout.activation_samples", MOST_ENTRIES)
+    tiles = read_field(value, "tiles", "layout")
+    for index, row in enumerate(read_entries(read_field(tiles, "rows", "layout.tiles"), "layout.tiles.rows")):
         where = f"layout.tiles.rows[{index}]"
         if not isinstance(row, list) or len(row) != 6:
-            raise ValueError(f"{where} is {_shown(row)}, not six values")
-        _text(row[0], f"{where}[0]")
+            raise ValueError(f"{where} is {said(row)}, not six values")
+        read_text(row[0], f"{where}[0]")
         for number in range(1, 6):
-            _whole(row[number], f"{where}[{number}]")
+            read_whole(row[number], f"{where}[{number}]")
 
 
 def _check_parameter(entry: Any, where: str) -> None:
-    _text(_field(entry, "name", where), f"{where}.name")
-    _texts(_field(entry, "aliases", where), f"{where}.aliases")
-    _texts(_field(entry, "uses", where), f"{where}.uses")
-    _shape(_field(entry, "shape", where), f"{where}.shape")
-    _whole(_field(entry, "rank", where), f"{where}.rank")
+    read_text(read_field(entry, "name", where), f"{where}.name")
+    _texts(read_field(entry, "aliases", where), f"{where}.aliases")
+    _texts(read_field(entry, "uses", where), f"{where}.uses")
+    _shape(read_field(entry, "shape", where), f"{where}.shape")
+    read_whole(read_field(entry, "rank", where), f"{where}.rank")
     decay = entry.get("weight_decay", 0.0)
     if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not abs(decay) <= 1e300:
-        raise ValueError(f"{where}.weight_decay is {_shown(decay)}, not a finite number")
+        raise ValueError(f"{where}.weight_decay is {said(decay)}, not a finite number")
 
 
 def _check_panel(entry: Any, where: str) -> None:
-    if _field(entry, "kind", where) not in _KINDS:
-        raise ValueError(f"{where}.kind is {_shown(entry['kind'])}, none of {', '.join(_KINDS)}")
-    _text(_field(entry, "source", where), f"{where}.source")
-    _whole(_field(entry, "index", where), f"{where}.index")
-    _whole(_field(entry, "rows", where), f"{where}.rows", MOST_ENTRIES)
+    if read_field(entry, "kind", where) not in _KINDS:
+        raise ValueError(f"{where}.kind is {said(entry['kind'])}, none of {', '.join(_KINDS)}")
+    read_text(read_field(entry, "source", where), f"{where}.source")
+    read_whole(read_field(entry, "index", where), f"{where}.index")
+    read_whole(read_field(entry, "rows", where), f"{where}.rows", MOST_ENTRIES)
     for key in ("row_chunk", "column_chunk"):
-        _whole(_field(entry, key, where), f"{where}.{key}", MOST_CHUNK_ENTRIES, least=1)
+        read_whole(read_field(entry, key, where), f"{where}.{key}", MOST_CHUNK_ENTRIES, least=1)
     for key in ("diagonal", "reduced"):
-        if not isinstance(_field(entry, key, where), bool):
-            raise ValueError(f"{where}.{key} is {_shown(entry[key])}, neither true nor false")
-    for number, pair in enumerate(_entries(_field(entry, "targets", where), f"{where}.targets")):
+        if not isinstance(read_field(entry, key, where), bool):
+            raise ValueError(f"{where}.{key} is {said(entry[key])}, neither true nor false")
+    for number, pair in enumerate(read_entries(read_field(entry, "targets", where), f"{where}.targets")):
         _check_pair(pair, f"{where}.targets[{number}]", of_kind=False)
 
 
 def _check_pair(pair: Any, where: str, *, of_kind: bool) -> None:
     if not isinstance(pair, list) or len(pair) != 2:
-        raise ValueError(f"{where} is {_shown(pair)}, not a name and a number")
-    _text(pair[0], f"{where}[0]")
+        raise ValueError(f"{where} is {said(pair)}, not a name and a number")
+    read_text(pair[0], f"{where}[0]")
     if of_kind and pair[0] not in _KINDS:
-        raise ValueError(f"{where}[0] is {_shown(pair[0])}, none of {', '.join(_KINDS)}")
-    _whole(pair[1], f"{where}[1]", MOST_ENTRIES)
-
-
-def _field(entry: Any, key: str, where: str) -> Any:
-    if not isinstance(entry, Mapping):
-        raise ValueError(f"{where} is {_shown(entry)}, not a mapping")
-    if key not in entry:
-        raise ValueError(f"{where}.{key} is missing")
-    return entry[key]
-
-
-def _entries(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"{where} is {_shown(value)}, not a list")
-    return value
-
-
-def _text(value: Any, where: str) -> None:
-    if not isinstance(value, str):
-        raise ValueError(f"{where} is {_shown(value)}, not a text")
+        raise ValueError(f"{where}[0] is {said(pair[0])}, none of {', '.join(_KINDS)}")
+    read_whole(pair[1], f"{where}[1]", MOST_ENTRIES)
 
 
 def _texts(value: Any, where: str) -> None:
-    for index, entry in enumerate(_entries(value, where)):
-        _text(entry, f"{where}[{index}]")
-
-
-def _whole(value: Any, where: str, most: int = _MOST_INTEGER, least: int = 0) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{where} is {_shown(value)}, not a whole number from {least} to {most:,}")
+    for index, entry in enumerate(read_entries(value, where)):
+        read_text(entry, f"{where}[{index}]")
 
 
 def _shape(value: Any, where: str) -> None:
-    sizes = _entries(value, where)
+    sizes = read_entries(value, where)
     for index, size in enumerate(sizes):
-        _whole(size, f"{where}[{index}]", MOST_ENTRIES)
+        read_whole(size, f"{where}[{index}]", MOST_ENTRIES)
     if len(sizes) > 64 or math.prod(sizes) > MOST_ENTRIES:
-        raise ValueError(f"{where} is {_shown(value)}, more than {MOST_ENTRIES:,} entries")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, int) and value.bit_length() > 200:
-        return "a number of more than 60 digits"
-    if isinstance(value, (list, Mapping)) and len(value) > 8:
-        return f"a {'list' if isinstance(value, list) else 'mapping'} of {len(value)} entries"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        raise ValueError(f"{where} is {said(value)}, more than {MOST_ENTRIES:,} entries")
