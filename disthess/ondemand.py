@@ -150,7 +150,8 @@ class HessianCache:
             ConfigError: Rows or columns are none.
             PlanError: The answer, or computing it, would take more memory than is allowed; with the sizes.
             StoreError: Something is not there and ``compute`` is False, a chunk is damaged, or another process computes.
-            CertificateError: What was computed disagrees with another product of the eager model; nothing of it is kept.
+            CertificateError: What was computed disagrees with another product of the eager model; nothing of it is kept. Where the
+                weights lie on a kink, and the products therefore differ, it says so and names the operation.
         """
         top, left = find_places(self.parameters, rows), find_places(self.parameters, cols)
         self._check_result(top, left)

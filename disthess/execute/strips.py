@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disthess.errors import CertificateError
+from disthess.errors import CertificateError, DisthessError
+from disthess.execute.tied import moved, tied_operations
 from disthess.problem import Problem
 from disthess.store.cache import CacheStore, ChunkRecord
 from disthess.sweep.region import Piece, RegionEngine
@@ -91,7 +92,7 @@ class StripWorker:
     """Computes strips of chunks: data, check, then the ledger.
 
     Args:
-        problem: In the store's dtype, on the device that computes.
+        problem: In the store's dtype or wider, on the device that computes.
         store: Open for writing.
         memory_bytes: What tape and vectors may take.
     """
@@ -101,17 +102,22 @@ class StripWorker:
         self._store = store
         self._memory_bytes = memory_bytes
         self._engine = RegionEngine(problem, memory_bytes)
-        self._wide_engine: RegionEngine | None = self._engine if store.dtype == "float64" else None
+        self._wide_engine: RegionEngine | None = self._engine if problem.dtype == torch.float64 else None
         self._row_norm: float | None = None
 
     def compute(self, strip: Strip) -> None:
         """Compute, check and write the chunks of a strip.
 
         Raises:
-            CertificateError: They disagree with another product; none of them is written.
+            CertificateError: They disagree with another product; none of them is written. It says if a kink is why.
         """
         begin = time.perf_counter()
-        checked = self._checked(strip)
+        try:
+            checked = self._checked(strip)
+        except CertificateError as error:
+            if self._passes_beside(strip):
+                raise self._kinked(strip) from error
+            raise
         array = checked.values.to(getattr(torch, self._store.dtype)).cpu().numpy()
         seconds, left = time.perf_counter() - begin, 0
         dtype = str(checked.values.dtype).removeprefix("torch.")
@@ -127,13 +133,13 @@ class StripWorker:
 
     def _checked(self, strip: Strip) -> Checked:
         """In the store's dtype if that passes, else in float64, to be rounded."""
-        rows, columns = pieces_of(self._store, (strip.along,)), pieces_of(self._store, strip.others)
+        rows, columns = self._sides(strip)
         vector = torch.randn(
             sum(piece.span.size for piece in columns),
             generator=torch.Generator().manual_seed(strip.along),
             dtype=torch.float64,
         )
-        if self._store.dtype == "float32":
+        if self._problem.dtype == torch.float32:
             values = self._engine.region(rows, columns)
             pushed, way, independent = self._engine.push(rows, columns, vector.to(values))
             error = _relative(values @ vector.to(values) - pushed, float(values.norm()))
@@ -152,6 +158,30 @@ class StripWorker:
             raise _disagreement(rows, columns, way, error, TOLERANCE["float64"])
         self._compare_differences(independent, values, rows, columns, vector)
         return Checked(values, error, way)
+
+    def _sides(self, strip: Strip) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
+        return pieces_of(self._store, (strip.along,)), pieces_of(self._store, strip.others)
+
+    def _names(self, strip: Strip) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(piece.name for side in self._sides(strip) for piece in side))
+
+    def _passes_beside(self, strip: Strip) -> bool:
+        """Whether the strip passes with its weights moved a little: a kink is left behind then, an error is not."""
+        beside = StripWorker(moved(self._problem, self._names(strip)), self._store, self._memory_bytes)
+        try:
+            beside._checked(strip)
+        except DisthessError:
+            return False
+        return True
+
+    def _kinked(self, strip: Strip) -> CertificateError:
+        rows, columns = self._sides(strip)
+        return CertificateError(
+            f"the block of {_shown(rows)} by {_shown(columns)} has no one value: the weights lie on a kink of the objective. With "
+            f"these weights moved a little it passes its check; here {tied_operations(self._problem, self._names(strip))}. Nothing "
+            f"of it is kept. Move the weights off the kink, or replace the operation by a smooth one (under a root or a norm of 0 "
+            f"add a small constant). disthess.clarke_hessian gives the Hessian of every smooth piece that meets there."
+        )
 
     def _compare_differences(
         self, independent: bool, values: Tensor, rows: Sequence[Piece], columns: Sequence[Piece], vector: Tensor
