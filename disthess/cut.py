@@ -135,25 +135,55 @@ def _replace(
     module.register_buffer(buffer, rest, persistent=False)
 
     def whole(self: Any) -> Tensor:
-        found = self._buffers[buffer]
-        for name, ends in ranges.items():
-            found = _placed(found, self._parameters[name], ends)
-        return found
+        return _placed(self._buffers[buffer], [(self._parameters[name], ends) for name, ends in ranges.items()])
 
     kind = type(module)
     module.__class__ = type(kind.__name__, (kind,), {key: property(whole), "__qualname__": kind.__qualname__})
 
 
-def _placed(base: Tensor, leaf: Tensor, ranges: Ranges) -> Tensor:
-    """``base`` with ``leaf`` at the ranges: slabs along one axis after the other, joined by ``cat``."""
-    for axis, (start, stop) in enumerate(ranges):
-        size = base.shape[axis]
-        if (start, stop) != (0, size):
-            inner = base.narrow(axis, start, stop - start)
-            left = tuple((0, stop - start) if place == axis else ends for place, ends in enumerate(ranges))
-            parts = [base.narrow(axis, 0, start), _placed(inner, leaf, left), base.narrow(axis, stop, size - stop)]
-            return torch.cat([part for part in parts if part.shape[axis]], dim=axis)
-    return leaf
+def _placed(base: Tensor, leaves: Sequence[tuple[Tensor, Ranges]]) -> Tensor:
+    """``base`` with each leaf at its ranges, joined by ``cat`` from slabs, so that each leaf stays whole wherever that can be."""
+    if not leaves:
+        return base
+    for axis, size in enumerate(base.shape):
+        slabs = _slabs([ends[axis] for _, ends in leaves])
+        if slabs == [(0, size)]:
+            continue
+        parts, last = [], 0
+        for start, stop in slabs:
+            inside = [
+                (
+                    leaf,
+                    tuple(
+                        (low - start, high - start) if at == axis else (low, high)
+                        for at, (low, high) in enumerate(ends)
+                    ),
+                )
+                for leaf, ends in leaves
+                if start <= ends[axis][0] < stop
+            ]
+            parts += [base.narrow(axis, last, start - last), _placed(base.narrow(axis, start, stop - start), inside)]
+            last = stop
+        parts.append(base.narrow(axis, last, size - last))
+        return torch.cat([part for part in parts if part.shape[axis]], dim=axis)
+    if len(leaves) == 1:
+        return leaves[0][0]
+    return _placed(_placed(base, leaves[1:]), leaves[:1])
+
+
+def _slabs(ends: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Intervals, those that overlap as one, sorted.
+
+    >>> _slabs([(4, 6), (0, 2), (1, 3)])
+    [(0, 3), (4, 6)]
+    """
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(ends):
+        if found and start < found[-1][1]:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        else:
+            found.append((start, stop))
+    return found
 
 
 def _check_apart(name: str, sections: dict[str, Section]) -> None:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from disthess.errors import DisthessError, GraphError
 from disthess.graph.lower import lowerings
+from disthess.graph.parts import part_linear_layers
 from disthess.graph.splice import lower_in_place
 from disthess.problem import ObjectiveModule, twice_differentiable
 
@@ -67,6 +68,7 @@ def _export_once(module: nn.Module, tensors: list[Tensor], shapes: Any) -> Expor
                 tuple(tensor.clone() for tensor in tensors),
                 dynamic_shapes=None if shapes is None else (shapes,),
             )
+            part_linear_layers(exported)
             return exported if lower_in_place(exported, lowerings()) else exported.run_decompositions(lowerings())
     except DisthessError as refusal:
         raise _plain(refusal) from None

@@ -152,3 +152,17 @@ def test_a_batch_that_does_not_reach_the_subset_adds_nothing() -> None:
     found = hvp.hessian_vector_products(both, ["a.weight"], vectors)
     assert torch.equal(found, hvp.hessian_vector_products(one, ["a.weight"], vectors))
     assert found.abs().max() > 0
+
+
+def test_ranges_that_no_straight_cut_parts_are_placed_one_after_the_other(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = (torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64))
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    # A pinwheel around the entry in the middle.
+    chosen = ["0.weight[0:1, 0:2]", "0.weight[0:2, 2:3]", "0.weight[2:3, 1:3]", "0.weight[1:3, 0:1]"]
+    case = disthess.Problem(model, loss="mse", batches=[data])
+    whole = np.asarray(disthess.reference_hessian(case))
+    store = disthess.compute(case, tmp_path / "s.zarr", parameters=chosen, progress=False)
+    rows = [0, 1, 2, 5, 7, 8, 3, 6]
+    assert [entry.name for entry in store.parameters] == chosen
+    assert np.abs(store.dense() - whole[np.ix_(rows, rows)]).max() < 1e-14
