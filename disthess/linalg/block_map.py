@@ -6,12 +6,11 @@ answers for all pairs; a pair of two is seen from both sides.
 
 Intervals:
 
-* ``|H_vw|^2``: ``|H_vw x|^2`` is a weighted sum of chi-squares. Their mean over n vectors is taken for a multiple of a chi-square
-  of ``n nu`` degrees of freedom (Satterthwaite), ``nu = (tr A)^2 / tr A^2`` with ``A = H_vw^T H_vw``, both traces without bias from
-  products of different vectors: ``E (y_k . y_l)^2 = tr A^2`` for ``y = H_vw x``.
+* ``|H_vw|^2``: ``|H_vw x|^2`` is a weighted sum of chi-squares, see `disthess.linalg.chi_square`; 95 % hold in 94 to 98 % of runs.
 * trace: the variance of ``x^T H_ww x`` is ``2 |H_ww|^2``, which is known better than by the scatter of few numbers.
 * coupling ``C = |H_vw| / sqrt(|H_vv| |H_ww|)``: the jackknife of ``log C`` over the vectors of both blocks, since numerator and
-  denominator vary together; from each side ``|H_vw|`` is the geometric mean.
+  denominator vary together; from each side ``|H_vw|`` is the geometric mean. Over all pairs of a map 95 % hold in 93 to 97 % of
+  runs, for single pairs in as few as 87: where one direction makes most of a block, few vectors do not show how far they scatter.
 
 A block of no more entries than vectors is multiplied by unit vectors instead, and what it has to do with others is exact.
 """
@@ -23,8 +22,8 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from scipy import stats
 
+from disthess.linalg.chi_square import chi_square_ends, mean_and_freedom, student
 from disthess.linalg.operator import AbstractSymmetricOperator
 
 LEAST_PROBES = 4
@@ -155,7 +154,7 @@ class _Seen:
         for block, (forms, exact) in enumerate(zip(self._forms, self._exact, strict=True)):
             if not exact:
                 square, freedom = self._square(block, block)
-                half[block] = -stats.t.ppf(self._tail, freedom) * np.sqrt(2 * square / len(forms)) if square else 0.0
+                half[block] = student(self._tail, freedom) * np.sqrt(2 * square / len(forms)) if square else 0.0
         return Interval(value, value - half, value + half)
 
     def couplings(self) -> Interval:
@@ -180,20 +179,12 @@ class _Seen:
             if self._exact[other]:
                 return float(self._samples(here, other).sum()), np.inf
         grams = [self._grams[v, w]] if v == w else [self._grams[v, w], self._grams[w, v]]
-        samples = np.concatenate([np.diagonal(gram) for gram in grams])
-        count = len(samples)
-        second = float(np.mean([_off_diagonal_mean(gram * gram) for gram in grams]))
-        if second == 0:
-            return float(samples.mean()), float(count)
-        first = (samples.sum() ** 2 - (samples**2).sum()) / (count * (count - 1))
-        rank = min(self._sizes[v], self._sizes[w])
-        return float(samples.mean()), count * min(max(1.0, float(first / second)), rank)
+        return mean_and_freedom(grams, min(self._sizes[v], self._sizes[w]))
 
     def _ends(self, square: float, freedom: float) -> tuple[float, float]:
         if not np.isfinite(freedom):
             return square, square
-        low, high = stats.chi2.ppf([1 - self._tail, self._tail], freedom)
-        return square * freedom / low, square * freedom / high
+        return chi_square_ends(square, freedom, self._tail)
 
     def _coupling(self, v: int, w: int) -> tuple[float, float, float]:
         own = self._square(v, v)[0] * self._square(w, w)[0]
@@ -224,10 +215,5 @@ class _Seen:
                 fewest = min(fewest, count - 1)
         if not np.isfinite(fewest):
             return (float(np.exp(value)),) * 3
-        half = -stats.t.ppf(self._tail, fewest) * np.sqrt(variance)
+        half = student(self._tail, fewest) * np.sqrt(variance)
         return float(np.exp(value)), float(np.exp(value - half)), float(np.exp(value + half))
-
-
-def _off_diagonal_mean(matrix: np.ndarray) -> float:
-    size = len(matrix)
-    return float((matrix.sum() - np.trace(matrix)) / (size * (size - 1)))

@@ -2,11 +2,11 @@
 
 1. A third of the products finds the directions that H stretches most: Q, orthonormal, from ``H W`` for random W.
 2. A third multiplies Q. What H does there is then known exactly.
-3. A third multiplies Gaussian vectors x with Q taken out of them. With P the projection off Q, ``R = P H P`` and
-   ``A = P H^2 P``:  ``E x^T H x = tr R`` and ``E |H x|^2 = tr A``, so that
+3. A third multiplies Gaussian vectors x with Q taken out of them. With P the projection off Q and ``R = P H P``:
+   ``E x^T H x = tr R`` and ``E |P H x|^2 = |R|_F^2``, so that
 
-       tr H = tr(Q^T H Q) + tr R          (Hutch++: Meyer, Musco, Musco and Woodruff 2021)
-       |H|_F^2 = |H Q|_F^2 + tr A
+       tr H = tr(Q^T H Q) + tr R                          (Hutch++: Meyer, Musco, Musco and Woodruff 2021)
+       |H|_F^2 = 2 |H Q|_F^2 - |Q^T H Q|_F^2 + |R|_F^2     (H is symmetric: P H Q is known from both sides)
 
 Heavy tails. Few large eigenvalues make the scatter of ``x^T H x`` itself unreliable when there are few vectors. They are in Q,
 which takes them out of the sample; and for what is left the variance is not read off that scatter, but from its formula for
@@ -14,13 +14,15 @@ Gaussian vectors, ``2 |R|_F^2``, whose estimate ``|R x|^2`` is far steadier.
 
 Intervals:
 
-* trace: Student's t, variance ``2 |R|_F^2 / m``. The degrees of freedom are those of the estimate of ``|R|_F^2``, which is taken
-  for a multiple of a chi-square (Satterthwaite): ``m (tr R^2)^2 / tr R^4``, both traces without bias from products of different
-  vectors.
-* Frobenius norm: the same for ``tr A``, on its chi-square.
+* Frobenius norm: that of ``|R|_F^2``, on its chi-square, see `disthess.linalg.chi_square`.
+* trace: Student's t, variance ``2 |R|_F^2 / m``, with the degrees of freedom of the same chi-square.
 * effective rank ``(tr H)^2 / |H|_F^2``: the square of ``s = tr H / |H|_F``, and of both ends of its interval; to first order s is a
-  mean of ``x^T C x`` with ``C = R / |H|_F - tr H / (2 |H|_F^3) A``, of variance ``2 tr C^2``, since numerator and denominator vary
-  together. Student's t has m - 1 degrees of freedom: where tails are heavy that is cautious, and 95 % hold in 98 % of runs.
+  mean of ``x^T C x`` with ``C = R / |H|_F - tr H / (2 |H|_F^3) R^2``, since numerator and denominator vary together. Where few
+  eigenvalues remain in R that is skew, and its third cumulant counts (`disthess.linalg.chi_square.form_ends`).
+
+Simulated over 17 spectra (flat, power laws, few and many spikes, Cauchy tails, rank just above m) at 36, 48 and 64 products, 95 %
+hold in 94 to 96 % of runs for the trace, in 95 to 98 % for the norm, whose degrees of freedom are taken low, and in 94 to 98 % for
+the effective rank, where Student's t with m - 1 degrees of freedom is cautious.
 
 All of it holds given Q, which is independent of x; so it holds on the whole.
 """
@@ -30,8 +32,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
+from disthess.linalg.chi_square import chi_square_ends, form_ends, mean_and_freedom, student
 from disthess.linalg.operator import AbstractSymmetricOperator
 
 LEAST_PROBES = 36
@@ -120,23 +122,23 @@ def estimate_moments(
     for _ in range(2):
         vectors = vectors - basis @ (basis.T @ vectors)
     images = np.asarray(operator.matmat(vectors), dtype=np.float64)
-    basis_forms = np.einsum("pk,pk->k", basis, moved)
-    inner, outer = vectors.T @ images, images.T @ images
-    crossed = basis.T @ images
+    inner, crossed = vectors.T @ images, basis.T @ moved
+    rest = basis @ (basis.T @ images)
+    np.subtract(images, rest, out=rest)
+    squares = rest.T @ rest
+    basis_forms = np.diagonal(crossed).copy()
     tail = 0.5 * (1 - confidence)
-    room = operator.size - count
 
     trace = float(basis_forms.sum() + np.trace(inner) / count)
-    square, freedom = _chi_square(outer - crossed.T @ crossed, room)
-    half = _quantile(tail, freedom) * np.sqrt(2 * square / count)
-    rest, freedom = _chi_square(outer, room)
-    known = float((moved**2).sum())
-    bounds = _chi_square_ends(rest, freedom, tail)
-    frobenius = Ranged(*(float(np.sqrt(known + part)) for part in (rest, *bounds)))
+    square, freedom = mean_and_freedom([squares], operator.size - count)
+    half = student(tail, freedom) * np.sqrt(2 * square / count)
+    known = 2 * float((moved**2).sum()) - float((crossed**2).sum())
+    bounds = chi_square_ends(square, freedom, tail)
+    frobenius = Ranged(*(float(np.sqrt(known + part)) for part in (square, *bounds)))
     return Moments(
         Ranged(trace, trace - half, trace + half),
         frobenius,
-        _effective_rank(trace, frobenius.value, 0.5 * (inner + inner.T), outer, tail),
+        _effective_rank(trace, frobenius.value, 0.5 * (inner + inner.T), squares, tail),
         3 * count,
         basis,
         vectors,
@@ -168,41 +170,10 @@ def stable_rank(frobenius: Ranged, norm: Ranged) -> Ranged:
     return Ranged((frobenius.value / norm.value) ** 2, max(1.0, (frobenius.low / norm.high) ** 2), high)
 
 
-def _effective_rank(trace: float, norm: float, inner: np.ndarray, outer: np.ndarray, tail: float) -> Ranged:
+def _effective_rank(trace: float, norm: float, inner: np.ndarray, squares: np.ndarray, tail: float) -> Ranged:
     if norm == 0:
         return Ranged(np.nan, np.nan, np.nan)
     ratio = trace / norm
-    form = inner / norm - 0.5 * trace / norm**3 * outer
-    half = _quantile(tail, len(form) - 1) * np.sqrt(2 * _off_diagonal_mean(form**2) / len(form))
-    low, high = ratio - half, ratio + half
+    low, high = form_ends(ratio, inner / norm - 0.5 * trace / norm**3 * squares, tail)
     ends = sorted((low**2, high**2))
     return Ranged(ratio**2, 0.0 if low <= 0 <= high else ends[0], ends[1])
-
-
-def _chi_square(gram: np.ndarray, most: int) -> tuple[float, float]:
-    """Mean of the diagonal, and the degrees of freedom of the chi-square that it is nearly a multiple of.
-
-    For ``Y = B X`` and Gaussian X, ``gram = Y^T Y``: the mean estimates ``tr B^T B``.
-    """
-    samples = np.diagonal(gram)
-    count = len(samples)
-    second = _off_diagonal_mean(gram * gram)
-    mean = max(float(samples.mean()), 0.0)
-    if second <= 0 or mean == 0:
-        return mean, float(count)
-    first = (samples.sum() ** 2 - (samples**2).sum()) / (count * (count - 1))
-    return mean, count * min(max(1.0, float(first / second)), most)
-
-
-def _chi_square_ends(mean: float, freedom: float, tail: float) -> tuple[float, float]:
-    low, high = stats.chi2.ppf([1 - tail, tail], freedom)
-    return float(mean * freedom / low), float(mean * freedom / high)
-
-
-def _quantile(tail: float, freedom: float) -> float:
-    return float(-stats.t.ppf(tail, freedom))
-
-
-def _off_diagonal_mean(matrix: np.ndarray) -> float:
-    size = len(matrix)
-    return float((matrix.sum() - np.trace(matrix)) / (size * (size - 1)))

