@@ -1,31 +1,50 @@
 """Whether a number has changed: the difference of two estimates, its interval, and how likely chance alone would make it so large.
 
-An interval of confidence c below 1 stands for a normal error of standard deviation (its side) / z, with P(|Z| < z) = c; one of
-confidence 1 is a pair of bounds, taken as they are. Of an interval the side that faces the other number counts. With d the
-difference, s its standard error and b the sum of the bounds,
+An interval of confidence c below 1 stands for an error that is normal in some scale. With P(|Z| < z) = c, u one of its sides and v
+the other, that side at z' is
 
-    p = P(|Z| > (|d| - b) / s)        for the difference of two estimates
-    p = P(|T| > (|d| - b) / s)        for one against n earlier ones, T of Student's distribution
+    u(z') = u z' / z                                       where u = v
+    u(z') = u ((u / v)^(z' / z) - 1) / (u / v - 1)         otherwise: log(x + constant) is normal, as nearly for chi-squares
+
+with u / v from 1 / 4 to 4; what is more lopsided is no law of errors, but a bound on one side. An interval of confidence 1 is a
+pair of bounds, taken as they are. Of an interval the side that faces the other number counts. With d the difference and b the sum
+of the bounds,
+
+    p = P(|Z| > z'),  u_1(z')^2 + u_2(z')^2 = (|d| - b)^2       for the difference of two estimates (Zou and Donner 2008)
+    p = P(|T| > (|d| - b) / s)                                 for one against n earlier ones, T of Student's distribution
+
+where s is the standard error, u / z of the new number with the scatter of the earlier ones.
 
 Positive numbers with intervals symmetric in their logarithms are compared by the difference of these.
 
-Exact numbers have s = b = 0: any difference then has p = 0. Estimates made from the same random vectors have errors in common,
+Exact numbers have no sides: any difference then has p = 0. Estimates made from the same random vectors have errors in common,
 which makes the true p smaller than this one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from disthess.audits.record import Estimate
 
 SHOWN_CONFIDENCE = 0.95
 """Of the interval of a difference."""
+
+LOPSIDED = 4.0
+"""Ratio of an interval's sides up to which they tell how it grows; a chi-square of ten degrees of freedom has it."""
+
+STRAIGHT = 1e-9
+"""Logarithm of that ratio below which sides are equal."""
+
+MOST_EXPONENT = 700.0
+MOST_DEVIATE = 1e12
+"""Beyond them numbers overflow, and no probability is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +159,9 @@ def change_between(
     >>> round(found.relative, 3), round(found.low, 3), round(found.high, 3), round(found.p, 4)
     (0.2, 0.586, 3.414, 0.0056)
     """
-    (error_old, bound_old), (error_new, bound_new) = _towards(old, new.value), _towards(new, old.value)
-    return _change(old.value, new.value, math.hypot(error_old, error_new), bound_old + bound_new, freedom, confidence)
+    below = _together(_side(old, up=True), _side(new, up=False))
+    above = _together(_side(old, up=False), _side(new, up=True))
+    return _change(old.value, new.value, below, above, freedom, confidence)
 
 
 def change_since(earlier: Sequence[Estimate], new: Estimate, confidence: float = SHOWN_CONFIDENCE) -> Change:
@@ -158,15 +178,18 @@ def change_since(earlier: Sequence[Estimate], new: Estimate, confidence: float =
         raise ValueError(f"a scatter needs two numbers at least, got {len(earlier)}")
     values = np.array([estimate.value for estimate in earlier])
     mean = float(values.mean())
-    error, bound = _towards(new, mean)
-    errors, bounds = np.array([_towards(estimate, new.value) for estimate in earlier]).T
+    side = _side(new, up=mean > new.value)
+    sides = [_side(estimate, up=new.value > estimate.value) for estimate in earlier]
+    error, errors = side.reach(1.0), np.array([one.reach(1.0) for one in sides])
     scatter = float(values.var(ddof=1)) * (1 + 1 / len(values)) if np.ptp(values) > 0 else 0.0
     excess = max(0.0, error**2 - float((errors**2).mean())) if math.isfinite(error) else math.inf
     variance = scatter + excess
     freedom = math.inf
     if scatter > 0 and math.isfinite(variance):
         freedom = (len(values) - 1) * (variance / scatter) ** 2
-    return _change(mean, new.value, math.sqrt(variance), bound + float(bounds.mean()), freedom, confidence)
+    root = math.sqrt(variance)
+    both = _Side(side.bound + float(np.mean([one.bound for one in sides])), lambda z: z * root)
+    return _change(mean, new.value, both, both, freedom, confidence)
 
 
 def asserted(chances: Sequence[float], significance: float) -> frozenset[int]:
@@ -186,7 +209,20 @@ def asserted(chances: Sequence[float], significance: float) -> frozenset[int]:
     return frozenset(found)
 
 
-def _change(before: float, after: float, error: float, bound: float, freedom: float, confidence: float) -> Change:
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """How far off a number may be on one side.
+
+    Attributes:
+        bound: For certain.
+        reach: And beyond that at a deviate.
+    """
+
+    bound: float
+    reach: Callable[[float], float]
+
+
+def _change(before: float, after: float, below: _Side, above: _Side, freedom: float, confidence: float) -> Change:
     difference = after - before
     if difference == 0:
         relative = 0.0
@@ -194,26 +230,52 @@ def _change(before: float, after: float, error: float, bound: float, freedom: fl
         relative = difference / abs(before) if before else math.copysign(math.inf, difference)
     if not (math.isfinite(before) and math.isfinite(after)):
         nan = math.nan
-        return Change(before, after, difference, nan, nan, nan, confidence, nan)
-    beyond = abs(difference) - bound
-    if error > 0:
-        p = 2 * _tail(max(beyond, 0.0) / error, freedom) if math.isfinite(error) else 1.0
-    else:
-        p = 0.0 if beyond > 0 else 1.0
-    half = bound + (_quantile(confidence, freedom) * error if error else 0.0)
-    known = 1.0 if error == 0 else confidence
-    return Change(before, after, difference, relative, difference - half, difference + half, known, min(p, 1.0))
+        return Change(before, after, difference, relative, nan, nan, confidence, nan)
+    near = below if difference > 0 else above
+    deviate = _deviate(near.reach, abs(difference) - near.bound)
+    p = 2 * _tail(deviate, freedom)
+    known = below.reach(1.0) == above.reach(1.0) == 0
+    z = 0.0 if known else _quantile(confidence, freedom)
+    low, high = difference - below.bound - below.reach(z), difference + above.bound + above.reach(z)
+    return Change(before, after, difference, relative, low, high, 1.0 if known else confidence, min(p, 1.0))
 
 
-def _towards(estimate: Estimate, other: float) -> tuple[float, float]:
-    """Standard error and bound of an estimate, by the side of its interval that faces another number."""
-    side = estimate.high - estimate.value if other > estimate.value else estimate.value - estimate.low
-    if math.isnan(side):
-        return math.inf, 0.0
+def _side(estimate: Estimate, *, up: bool) -> _Side:
+    """One side of an estimate's interval."""
+    side, other = estimate.high - estimate.value, estimate.value - estimate.low
+    if not up:
+        side, other = other, side
+    if not math.isfinite(side):
+        return _Side(0.0, lambda z: math.inf)
     side = max(side, 0.0)
     if not 0 < estimate.confidence < 1:
-        return (0.0, side) if math.isfinite(side) else (math.inf, 0.0)
-    return side / _quantile(estimate.confidence, math.inf), 0.0
+        return _Side(side, lambda z: 0.0)
+    level = _quantile(estimate.confidence, math.inf)
+    ratio = side / other if other > 0 else math.inf
+    growth = math.log(min(max(ratio, 1 / LOPSIDED), LOPSIDED))
+
+    def reach(z: float) -> float:
+        if abs(growth) < STRAIGHT:
+            return side * z / level
+        return side * math.expm1(min(growth * z / level, MOST_EXPONENT)) / math.expm1(growth)
+
+    return _Side(0.0, reach)
+
+
+def _together(one: _Side, other: _Side) -> _Side:
+    return _Side(one.bound + other.bound, lambda z: math.hypot(one.reach(z), other.reach(z)))
+
+
+def _deviate(reach: Callable[[float], float], distance: float) -> float:
+    """At which chance reaches so far; infinite where it never does."""
+    if distance <= 0 or math.isinf(reach(1.0)):
+        return 0.0
+    high = 1.0
+    while reach(high) < distance:
+        if high > MOST_DEVIATE:
+            return math.inf
+        high *= 2
+    return float(brentq(lambda z: reach(z) - distance, 0.0, high, xtol=1e-300, rtol=1e-14))
 
 
 def _tail(distance: float, freedom: float) -> float:

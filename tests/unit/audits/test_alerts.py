@@ -102,6 +102,42 @@ def test_bounds_are_bounds() -> None:
     assert change_between(number(10, math.inf), number(99)).p == change_between(number(10, math.nan), number(99)).p == 1
 
 
+def scale(value: float, freedom: float, power: float = 1.0) -> Estimate:
+    """A number whose square, or it itself, is a multiple of ``chi^2 / freedom``."""
+    low, high = value * (freedom / stats.chi2.ppf([0.975, 0.025], freedom)) ** power
+    return Estimate("frobenius", "", value, low, high, 0.95, "")
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+@pytest.mark.parametrize("freedom", [12, 40, 400])
+@pytest.mark.parametrize("p", [0.05, 0.01, 0.001])
+def test_lopsided_intervals_grow_as_their_errors_do(power: float, freedom: float, p: float) -> None:
+    """The ratio of two chi-squares is Fisher's F. With sides of normal errors norms of twelve degrees would say 0.05 % for 0.1 %."""
+    ratio = stats.f.isf(p / 2, freedom, freedom) ** power
+    one, other = scale(3.0, freedom, power), scale(3.0 * ratio, freedom, power)
+    assert change_between(one, other).p == pytest.approx(p, rel=0.2)
+    assert change_between(other, one).p == pytest.approx(change_between(one, other).p)
+
+
+@pytest.mark.parametrize("half", [0.0, 0.5])
+def test_the_interval_of_a_difference_ends_at_zero_where_p_is_what_is_left(half: float) -> None:
+    old, new = scale(3.0, 15), number(7.0, half)
+    p = change_between(old, new).p
+    for one, other, end in ((old, new, "low"), (new, old, "high")):
+        found = change_between(one, other, 1 - p)
+        assert getattr(found, end) == pytest.approx(0, abs=1e-9)
+        # The far end has the far sides.
+        assert (found.low + found.high) / 2 != pytest.approx(found.difference, rel=0.01)
+
+
+def test_what_is_too_lopsided_grows_no_faster_than_four_to_one() -> None:
+    old = Estimate("lambda_max", "", 10.0, 10.0, 11.0, 0.95, "")
+    found = change_between(old, number(13.0))
+    assert found.p == pytest.approx(2 * stats.norm.sf(Z * math.log(1 + 3 * 3, 4)))
+    # Downwards there is no room at all.
+    assert change_between(old, number(9.99)).p == 0
+
+
 def test_against_the_last_few_the_scatter_counts() -> None:
     earlier = [9.0, 10, 11, 10, 9.5, 10.5]
     new = 12.0
