@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from disthess.pictures.vector import plain_text
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -223,7 +225,7 @@ def densities_picture(path: Path, title: str, curves: Sequence[tuple[str, np.nda
     wide = min(3, max(1, len(curves)))
     high = -(-max(1, len(curves)) // wide)
     figure = _figure(4.0 * wide, 0.6 + 2.6 * high)
-    figure.suptitle(title)
+    figure.suptitle(plain_text(title))
     for index, (name, grid, value, error) in enumerate(curves):
         axes = figure.add_subplot(high, wide, index + 1)
         floor = max(float(value.max()) * 1e-6, np.finfo(float).tiny)
@@ -232,7 +234,7 @@ def densities_picture(path: Path, title: str, curves: Sequence[tuple[str, np.nda
         axes.plot(grid, np.maximum(value, floor), color="tab:blue")
         axes.set_yscale("log")
         axes.set_ylim(bottom=floor)
-        axes.set_title(name, fontsize="small")
+        axes.set_title(plain_text(name), fontsize="small")
     figure.supxlabel("eigenvalue")
     figure.supylabel("density of eigenvalues (integrates to 1)")
     figure.savefig(path)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from disthess.pictures.files import _shrunk, block_picture, spectrum_picture
+from disthess.pictures.files import _shrunk, block_picture, densities_picture, spectrum_picture
 
 CURVE = SimpleNamespace(
     grid=np.linspace(-1, 5, 50), density=np.exp(-(np.linspace(-1, 5, 50) ** 2)), standard_error=np.full(50, 0.01)
@@ -38,3 +38,11 @@ def test_many_blocks_are_merged_into_few_cells_of_the_same_total() -> None:
     assert cells.shape == (len(names), len(names))
     assert len(names) <= 512
     assert np.linalg.norm(cells) == pytest.approx(np.linalg.norm(norms))
+
+
+def test_densities_of_blocks_with_any_names_are_drawn(tmp_path: Path) -> None:
+    grid = np.linspace(-1.0, 1.0, 50)
+    value = np.exp(-(grid**2))
+    curves = [(name, grid, value, error) for name, error in (("$x_{$", 0.1 * value), ("b", np.full(50, np.nan)))]
+    densities_picture(tmp_path / "d.png", "step $1_{$", curves)
+    assert is_png(tmp_path / "d.png")
