@@ -112,7 +112,7 @@ def scale(value: float, freedom: float, power: float = 1.0) -> Estimate:
 @pytest.mark.parametrize("freedom", [12, 40, 400])
 @pytest.mark.parametrize("p", [0.05, 0.01, 0.001])
 def test_lopsided_intervals_grow_as_their_errors_do(power: float, freedom: float, p: float) -> None:
-    """The ratio of two chi-squares is Fisher's F. With sides of normal errors norms of twelve degrees would say 0.05 % for 0.1 %."""
+    """The ratio of two chi-squares is Fisher's F. With sides of normal errors norms of twelve degrees say 0.05 % for 0.1 %."""
     ratio = stats.f.isf(p / 2, freedom, freedom) ** power
     one, other = scale(3.0, freedom, power), scale(3.0 * ratio, freedom, power)
     assert change_between(one, other).p == pytest.approx(p, rel=0.2)
