@@ -353,10 +353,10 @@ def test_a_limit_on_file_sizes_is_said_and_the_store_resumes(tmp_path: Path) -> 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 200 kB, where this user may mount one."""
+    """A file system of 400 kB, where this user may mount one."""
     place = tmp_path / "tiny"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(place)]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
