@@ -21,6 +21,7 @@ from disthess.execute.tile_job import AutogradJob, GraphJob
 from disthess.fingerprint import fingerprint
 from disthess.formalism.report import kinks_of_problem
 from disthess.planning.plan import Plan
+from disthess.preflight import check_given
 from disthess.prepare import Options, Prepared, prepare
 from disthess.problem import Problem
 from disthess.reduce.definite import psd_check
@@ -191,11 +192,12 @@ def open_store(path: str | os.PathLike[str], problem: Problem | None = None, **o
 
     Raises:
         StoreError: The path is no store, or one of a newer schema.
-        ConfigError: An option is wrong.
+        ConfigError: An option is wrong, or the problem is none.
     """
     chosen = options_of(options)
     if problem is None:
         return HessianStore(Store.open(path))
+    check_given(problem)
     return HessianStore(Store.open(path), lambda sources: _fill(path, problem, chosen, sources))
 
 

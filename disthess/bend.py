@@ -11,7 +11,7 @@ from disthess.execute.memory import available_memory_bytes
 from disthess.formalism.clarke import ELEMENTS, ClarkeHessian, Element, combine
 from disthess.formalism.report import TOLERANCE
 from disthess.graph.program import build_programs
-from disthess.preflight import check_parameters
+from disthess.preflight import check_given, check_parameters
 from disthess.prepare import Options, prepare, select_parameters
 from disthess.problem import Problem
 from disthess.reference import reference_hessian
@@ -95,6 +95,7 @@ def clarke_hessian(
         >>> [float(h[0, 0]) for h in clarke_hessian(kinked).hessians]
         [0.0, 2.0]
     """
+    check_given(problem)
     if element not in ELEMENTS:
         raise ConfigError(f"element must be one of {', '.join(ELEMENTS)}, got {element!r}.")
     tol = TOLERANCE[torch.float64 if problem.dtype == torch.float64 else torch.float32] if tol is None else tol

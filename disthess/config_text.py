@@ -7,6 +7,7 @@ where they are too long, too deep, or stand for too many values.
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
 from collections.abc import Hashable
 from pathlib import Path
@@ -53,8 +54,10 @@ def read_tree(path: str | Path, what: str, example: str) -> Any:
         example: A file of that kind that exists.
 
     Raises:
-        ConfigError: It does not exist, is too large, or is not YAML.
+        ConfigError: It is no path, does not exist, is too large, or is not YAML.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(f"expected the path of a {what}, got {type(path).__name__}. Give one, such as {example}.")
     file = Path(path)
     try:
         with file.open("rb") as stream:

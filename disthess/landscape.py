@@ -21,9 +21,10 @@ from disthess.linalg.model import QuadraticModel, complete_model, krylov_model
 from disthess.linalg.operator import AbstractSymmetricOperator
 from disthess.linalg.stopping import StoppingReport, judge
 from disthess.matrixfree import HessianOperator
+from disthess.preflight import check_given
 from disthess.prepare import Options, Prepared, prepare, select_parameters
 from disthess.problem import Problem
-from disthess.reduce.hessian_store import HessianStore
+from disthess.reduce.hessian_store import HessianStore, check_store
 
 DENSE = 1500
 """Parameters up to which the whole Hessian is decomposed, unless told otherwise."""
@@ -42,6 +43,7 @@ class Landscape:
     """
 
     def __init__(self, problem: Problem, parameters: str | Sequence[str] | None) -> None:
+        check_given(problem)
         self.problem = problem.to(torch.float64)
         self.names = select_parameters(self.problem, parameters)
         self._tensors = [p.tensor for p in self.problem.parameters() if p.name in self.names]
@@ -146,6 +148,7 @@ class Curvature:
         Raises:
             ConfigError: It is of other parameters, or was computed at another point.
         """
+        check_store(store)
         here, there = list(self._landscape.names), [parameter.name for parameter in store.parameters]
         if store.numel != self._landscape.size:
             raise ConfigError(

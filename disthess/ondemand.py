@@ -335,8 +335,8 @@ def open_cache(
         return HessianCache(CacheStore.open(place), None, memory_bytes)
     if not isinstance(chunk, int) or not 1 <= chunk <= 4096:
         raise ConfigError(f"chunk must be a whole number from 1 to 4096, got {chunk!r}.")
-    store = CacheStore.open(place) if there else None
     check_parameters(problem)
+    store = CacheStore.open(place) if there else None
     wanted = dtype or (store.dtype if store is not None else None)
     check_dtype(problem, wanted)
     name: DType = "float64" if (wanted or str(problem.dtype).removeprefix("torch.")) == "float64" else "float32"

@@ -36,12 +36,27 @@ def check_problem(problem: Problem, selected: tuple[str, ...]) -> None:
         check_batch(problem, index, selected)
 
 
+def check_given(problem: Any) -> None:
+    """Refuse what is no problem.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if not isinstance(problem, Problem):
+        raise ConfigError(
+            f"expected a disthess.Problem, got {type(problem).__name__}. Make one as "
+            "disthess.Problem(model, loss='cross_entropy', batches=[(x, y)])."
+        )
+
+
 def check_parameters(problem: Problem) -> None:
     """Refuse a model without usable parameters.
 
     Raises:
+        ConfigError: It is no problem.
         ProblemError: No parameter requires a gradient, or one of those has no entries, or one is integer or complex.
     """
+    check_given(problem)
     trainable = problem.parameters()
     if not trainable:
         raise ProblemError(

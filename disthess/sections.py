@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from disthess.errors import ConfigError
+
 _STACKED = ("q", "k", "v")
 _LAYERS = ("c_attn", "qkv", "Wqkv", "qkv_proj")
 
@@ -21,11 +23,16 @@ def attention_sections(model: nn.Module) -> dict[str, str]:
     Returns:
         Section text by name, for ``compute(..., sections=...)``; empty if there are no such modules.
 
+    Raises:
+        ConfigError: It is no module.
+
     Example:
         >>> layer = nn.MultiheadAttention(4, 2, bias=False)
         >>> attention_sections(layer)["v.weight"]
         'in_proj_weight[8:12]'
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     found: dict[str, str] = {}
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""

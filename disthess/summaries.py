@@ -108,6 +108,11 @@ def summarise(
     unknown = [metric for metric in metrics if metric not in SUMMARY]
     if effort.trouble() or unknown:
         raise ConfigError(f"{effort.trouble() or f'unknown metrics {unknown}; there are ' + ', '.join(SUMMARY)}.")
+    if not isinstance(of, (Problem, AbstractSymmetricOperator)):
+        raise ConfigError(
+            f"expected a problem or a symmetric operator, got {type(of).__name__}. Make a problem as "
+            "disthess.Problem(model, loss='cross_entropy', batches=[(x, y)])."
+        )
     operator, places = (
         _of_problem(of, blocks, parameters, dtype) if isinstance(of, Problem) else (of, _plain_places(blocks))
     )

@@ -200,6 +200,11 @@ def _resolved(given: Comparable) -> tuple[str, AuditRecord | HessianStore]:
         return given.checkpoint, given
     if isinstance(given, HessianStore):
         return given.path, given
+    if not isinstance(given, (str, os.PathLike)):
+        raise ConfigError(
+            f"expected an audit, a store, or where one is, got {type(given).__name__}. Give a path, such as runs/digits.zarr, or "
+            f"audits.zarr@-1 for the last audit of a history."
+        )
     path, selector = split_selector(os.fspath(given))
     if selector is None and not is_history(path):
         return path, open_store(path)

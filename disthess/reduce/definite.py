@@ -14,7 +14,7 @@ import numpy as np
 
 from disthess.linalg.lanczos import extreme_eigenpairs
 from disthess.linalg.operator import AbstractSymmetricOperator
-from disthess.reduce.hessian_store import HessianStore
+from disthess.reduce.hessian_store import HessianStore, check_store
 from disthess.reduce.keep import keep, kept
 from disthess.types import Part
 
@@ -61,8 +61,10 @@ def psd_check(store: HessianStore, part: Part = "ggn", seed: int = 0) -> Definit
         The verdict; kept in the store as ``psd/{part}``.
 
     Raises:
+        ConfigError: It is no store.
         StoreError: The part is not stored, or the store is not complete.
     """
+    check_store(store)
     settings = {"part": part, "seed": seed}
     old = kept(store, f"psd/{part}", settings)
     if old is not None:

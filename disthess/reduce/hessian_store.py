@@ -310,3 +310,13 @@ class HessianStore:
         if not self.store.has_result(name):
             return None
         return certificate_of(self.store.read_result(name)[1], name, self.path)
+
+
+def check_store(store: Any) -> None:
+    """Refuse what is no store.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if not isinstance(store, HessianStore):
+        raise ConfigError(f"expected a store, got {type(store).__name__}. Open one as disthess.open_store(path).")

@@ -20,7 +20,7 @@ from disthess.linalg.operator import AbstractSymmetricOperator, ScipyOperator
 from disthess.linalg.solve import SolveResult, solve_dense, solve_iterative, solve_low_rank
 from disthess.linalg.trace import TraceResult, estimate_trace
 from disthess.reduce.arrays import PanelReader
-from disthess.reduce.hessian_store import HessianStore
+from disthess.reduce.hessian_store import HessianStore, check_store
 from disthess.reduce.keep import keep, kept
 from disthess.reduce.truncate import TruncatedBlocks, truncate_blocks
 from disthess.types import DType, Part
@@ -229,9 +229,10 @@ def low_rank_blocks(
         a bound in spectral norm.
 
     Raises:
-        ConfigError: Neither rank, tolerance nor bounds, or a negative one.
+        ConfigError: It is no store; neither rank, tolerance nor bounds, or a negative one.
         StoreError: The store is incomplete.
     """
+    check_store(store)
     if rank is None and bounds is None and tolerance == 0.0:
         raise ConfigError(
             "low_rank_blocks needs a rank, a tolerance or bounds; for what is free give rank_bounds(problem)."

@@ -20,7 +20,7 @@ from typing_extensions import override
 from zarr.abc.store import Store as ZarrStore
 from zarr.storage import LocalStore
 
-from disthess.errors import StoreError
+from disthess.errors import ConfigError, StoreError
 
 Build = Callable[[ZarrStore], Any]
 """Writes a group into an empty Zarr store."""
@@ -344,10 +344,15 @@ def place_of(path: str | os.PathLike[str] | AbstractPlace) -> AbstractPlace:
     """The place that a path or URL names; ``~`` is the home folder.
 
     Raises:
+        ConfigError: It is no path.
         StoreError: A URL of a kind that cannot hold a store, or the package for object stores is missing.
     """
     if isinstance(path, AbstractPlace):
         return path
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(
+            f"expected the path or URL of a store, got {type(path).__name__}. Give a path, such as runs/digits.zarr."
+        )
     text = os.fspath(path)
     if "\0" in text:
         raise StoreError(f"The path {text!r} of a store has a zero byte in it. Give a path, such as runs/digits.zarr.")
