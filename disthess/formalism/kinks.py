@@ -88,8 +88,8 @@ def closeness(tensors: Sequence[Tensor], tolerance: float) -> float:
     scale = 0.0
     for tensor in tensors:
         size = tensor.detach().abs()
-        finite = size[torch.isfinite(size)]
-        scale = max(scale, float(finite.max()) if finite.numel() else 0.0)
+        if size.numel():
+            scale = max(scale, float(torch.where(torch.isfinite(size), size, 0.0).max()))
     return tolerance * (scale or 1.0)
 
 

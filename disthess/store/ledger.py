@@ -133,7 +133,7 @@ class Ledger:
 
     def _update(self, values: dict[str, Any]) -> None:
         attributes = sealed({**self._attributes(), **values})
-        self._group().attrs.update(attributes)
+        self._group().update_attributes(attributes)
 
     def _array(self, field: str) -> Any:
         if field not in self._arrays:

@@ -127,7 +127,7 @@ class Store:
         if taken:
             raise StoreError(f"The attributes {', '.join(sorted(taken))} of a store cannot be changed.")
         with writing(self.path, "attributes", 0):
-            self._root.attrs.update(sealed({**self._root.attrs.asdict(), **to_json(values)}))
+            self._root.update_attributes(sealed({**self._root.attrs.asdict(), **to_json(values)}))
 
     # -- panels
 

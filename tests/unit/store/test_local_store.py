@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from zarr.storage import LocalStore
 
 from disthess.errors import StoreError
 from disthess.store.check_layout import check_layout
@@ -51,6 +52,22 @@ class TestLocalStore(suite.StoreSuite):  # type: ignore[misc]
         raw = bytearray(file.read_bytes())
         raw[11] ^= 4
         file.write_bytes(raw)
+
+    def test_attributes_are_written_at_once(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A writer that dies leaves what they were before or after, not some of each without their seal."""
+        written: list[str] = []
+        put = LocalStore.set
+
+        async def count(self: LocalStore, key: str, value: Any) -> None:
+            written.append(key)
+            await put(self, key, value)
+
+        monkeypatch.setattr(LocalStore, "set", count)
+        store.set_attributes(versions={"numpy": "2"}, title="other", samples=3)
+        assert written == ["zarr.json"]
+        written.clear()
+        store.mark_reduced()
+        assert written == ["ledger/zarr.json"]
 
 
 class TestLocalStoreInSingles(TestLocalStore):
