@@ -69,12 +69,12 @@ def find_blocks(model: nn.Module, chosen: Sequence[Parameter], blocks: Blocks) -
     for name, patterns in groups.items():
         texts = [text for pattern in patterns for text in _expand(model, specs, name, pattern)]
         sections = [finder.find(text) for text in texts]
-        pieces = [
-            np.arange(start, start + section.parameter.numel)[section.indices()]
-            for section in sections
-            for start in [int(starts[section.parameter.name])]
-        ]
-        found[name] = _tidy(np.unique(np.concatenate(pieces)))
+        # Marked, not sorted: numpy's unique takes seconds for ten million places.
+        member = np.zeros(sum(spec.numel for spec in specs), dtype=bool)
+        for section in sections:
+            start = int(starts[section.parameter.name])
+            member[start : start + section.parameter.numel][section.indices()] = True
+        found[name] = _tidy(np.flatnonzero(member))
     return found
 
 

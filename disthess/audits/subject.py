@@ -211,14 +211,13 @@ def _coupled(
     if not section.sections:
         return found
     cut = find_blocks(problem.model, chosen, section.sections)
-    taken: set[int] = set()
+    taken = np.zeros(sum(parameter.tensor.numel() for parameter in chosen), dtype=bool)
     for name, places in cut.items():
-        own = set(_array(places).tolist())
-        if own & taken:
+        if taken[places].any():
             raise ConfigError(f"couplings.sections: {name!r} has entries of another section; let them be apart.")
-        taken |= own
+        taken[places] = True
     # What of a parameter is in no section stays a block under the parameter's name.
-    kept = {name: np.setdiff1d(_array(places), np.array(sorted(taken), dtype=int)) for name, places in found.items()}
+    kept = {name: _array(places)[~taken[places]] for name, places in found.items()}
     return {**{name: places for name, places in kept.items() if len(places)}, **cut}
 
 

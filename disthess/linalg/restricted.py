@@ -35,7 +35,9 @@ class RestrictedOperator(AbstractSymmetricOperator):
         places = np.arange(inner.size)[indices] if isinstance(indices, slice) else np.asarray(indices)
         if places.ndim != 1 or places.size == 0 or places.min() < 0 or places.max() >= inner.size:
             raise ValueError(f"a block needs places from 0 to {inner.size - 1}, at least one of them")
-        if len(np.unique(places)) != len(places):
+        member = np.zeros(inner.size, dtype=bool)
+        member[places] = True
+        if np.count_nonzero(member) != len(places):
             raise ValueError("a block must name each of its places once")
         self._inner = inner
         self._indices = indices
