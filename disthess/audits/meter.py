@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 GUESS = 0.4
 """That share where nothing is known."""
+
+
+FEW = 2
+"""Products of a kind whose own speed counts no more than that of other kinds."""
 
 
 def share_needed(parts: Sequence[Part], products: int) -> float | None:
@@ -67,6 +71,26 @@ class Progress:
     remaining_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    products: int
+    seconds: float
+
+    @property
+    def seconds_each(self) -> float:
+        return self.seconds / self.products if self.products else math.nan
+
+
+def _pooled(paces: Iterable[_Pace]) -> _Pace:
+    found = list(paces)
+    return _Pace(sum(pace.products for pace in found), sum(pace.seconds for pace in found))
+
+
+def _kind(part: Part) -> str:
+    """What its products are for, in whatever block."""
+    return part.name.rpartition(": ")[2]
+
+
 @final
 class Meter:
     """Counts products and foretells the rest.
@@ -77,7 +101,9 @@ class Meter:
     are as many as the last time, in this audit or in the history: a Krylov space may end early, and what cannot be measured takes
     none.
 
-    Their speed is that of all but the first to come back: these have waited for the model and its libraries to warm up.
+    Seconds are those of products of the same kind, in whatever block: Lanczos takes vectors one by one, and sets each against all
+    before it. Products of a kind that has not been seen count as those of the other kinds but the present one. The first to come
+    back, which have waited for the model and its libraries to warm up, do not count; until others have, nothing is foretold.
 
     Args:
         parts: Of one checkpoint, in their order.
@@ -105,7 +131,8 @@ class Meter:
         self._clock = clock
         self._start = clock()
         self._taken = 0
-        self._warm: tuple[int, float] | None = None
+        self._last: float | None = None
+        self._paces: dict[str, _Pace] = {}
         self._open: dict[str, Part] = {}
         self._now: Part | None = None
         self._in_part = 0
@@ -149,8 +176,11 @@ class Meter:
         """So many products have been taken."""
         self._taken += products
         self._in_part += products
-        if self._warm is None:
-            self._warm = self._taken, self._clock()
+        now = self._clock()
+        if self._last is not None and self._now is not None:
+            kind = _kind(self._now)
+            self._paces[kind] = _pooled([self._paces.get(kind, _Pace(0, 0.0)), _Pace(products, now - self._last)])
+        self._last = now
         if self._tell is not None:
             self._tell(self.progress())
 
@@ -160,20 +190,33 @@ class Meter:
 
     def progress(self) -> Progress:
         """Where it is now."""
-        left = self._products_left()
-        now = self._clock()
-        passed = now - self._start
+        left = self._left_by_kind()
         # What is between products (orthogonalisation, tables) comes with them.
-        pace = passed / self._taken if self._taken else math.nan
-        if self._warm is not None and self._taken > self._warm[0]:
-            pace = (now - self._warm[1]) / (self._taken - self._warm[0])
+        seconds = sum(count * self._pace(kind) for kind, count in left.items() if count)
         name = self._now.name if self._now is not None else ""
-        return Progress(name, self._taken, self._taken + round(left), passed, pace * left)
+        expected = self._taken + round(sum(left.values()))
+        return Progress(name, self._taken, expected, self._clock() - self._start, seconds)
 
-    def _products_left(self) -> float:
-        now = 0.0 if self._now is None else max(self._current_total(self._now) - self._in_part, 0.0)
-        waiting = sum(self._expected(part) for part in self._open.values())
-        return now + waiting + self._left * sum(self._expected(part) for part in self._parts)
+    def _left_by_kind(self) -> dict[str, float]:
+        """Products that are to come."""
+        left: dict[str, float] = {}
+        if self._now is not None:
+            left[_kind(self._now)] = max(self._current_total(self._now) - self._in_part, 0.0)
+        for part, times in [
+            *((part, 1) for part in self._open.values()),
+            *((part, self._left) for part in self._parts),
+        ]:
+            left[_kind(part)] = left.get(_kind(part), 0.0) + times * self._expected(part)
+        return left
+
+    def _pace(self, kind: str) -> float:
+        """Seconds of one product; NaN where nothing tells."""
+        now = "" if self._now is None else _kind(self._now)
+        rest = [pace for other, pace in self._paces.items() if other not in (kind, now)]
+        others = _pooled(rest or self._paces.values())
+        own = self._paces.get(kind, _Pace(0, 0.0))
+        # As if a few had taken as long as others: a kind that has just begun is not told by its first product alone.
+        return (own.seconds + FEW * others.seconds_each) / (own.products + FEW)
 
     def _expected(self, part: Part) -> float:
         if not part.until_converged:

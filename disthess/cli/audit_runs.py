@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -114,10 +115,9 @@ def progress_line(clock: Callable[[], float] = time.monotonic) -> Callable[[Prog
         if clock() - said < _LINE_SECONDS:
             return
         said = clock()
-        text = (
-            f"{progress.part}: {progress.products:,} of about {progress.expected:,} products, "
-            f"{human_seconds(progress.remaining_seconds)} left"
-        )
+        left = progress.remaining_seconds
+        rest = "time left not known yet" if math.isnan(left) else f"{human_seconds(left)} left"
+        text = f"{progress.part}: {progress.products:,} of about {progress.expected:,} products, {rest}"
         typer.echo(text, err=True) if not sys.stderr.isatty() else typer.echo(f"\r\033[K{text}", err=True, nl=False)
 
     return tell

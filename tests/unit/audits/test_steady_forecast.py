@@ -44,11 +44,20 @@ def parts_of(effort: Effort) -> list[Part]:
     ]
 
 
-def run(kind: str, effort: Effort, seed: int, guess: float | None = None) -> tuple[list[Progress], float]:
+class Alone(Model):
+    """The same, but a vector alone takes half as long again, as where Lanczos sets it against all before it."""
+
+    def seconds(self, count: int) -> float:
+        return (1.5 if count == 1 else 1.0) * super().seconds(count)
+
+
+def run(
+    kind: str, effort: Effort, seed: int, guess: float | None = None, make: type[Model] = Model
+) -> tuple[list[Progress], float]:
     """All that was told of one checkpoint like that of a large model, and when it was through."""
     clock, seen = Clock(), []
     meter = Meter(parts_of(effort), 1, seen.append, clock, guess)
-    operator = MeteredOperator(Model(spectrum(kind, SIZE), clock, seed), meter)
+    operator = MeteredOperator(make(spectrum(kind, SIZE), clock, seed), meter)
     meter.begin_checkpoint()
     clock.now += 5.0
     summarise_operator(
@@ -86,6 +95,24 @@ def test_with_steps_the_remaining_time_is_right_from_the_first_minute_on(kind: s
         left = end - progress.seconds
         assert abs(progress.remaining_seconds - left) <= 0.25 * left, progress
         assert progress.expected == sum(part.products for part in parts) == 174
+
+
+def test_products_of_a_kind_tell_of_their_kind() -> None:
+    seen, end = run("outliers", FIXED, 1, make=Alone)
+    for progress in after_a_minute(seen):
+        left = end - progress.seconds
+        assert abs(progress.remaining_seconds - left) <= 0.25 * left, progress
+    ends = [progress for progress in seen if progress.part == "ends"]
+    assert len(ends) > 20
+    for progress in [*ends[15:], *(progress for progress in seen if progress.part == "couplings")]:
+        left = end - progress.seconds
+        assert abs(progress.remaining_seconds - left) <= 0.1 * left + 1.0, progress
+
+
+def test_what_has_to_warm_up_foretells_nothing() -> None:
+    seen, _ = run("flat", FIXED, 1)
+    assert np.isnan(seen[0].remaining_seconds)
+    assert not np.isnan(seen[1].remaining_seconds)
 
 
 @pytest.mark.parametrize("kind", ["power law", "outliers", "flat"])
