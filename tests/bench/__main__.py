@@ -1,13 +1,14 @@
 """The benchmarks, each with one verb; without a verb, one after another.
 
     python tests/bench [hessian|products|reductions|scaling|growth] [--problem mlp,gpt] [--dtype float32] [--quick] ...
-    python tests/bench minilm_check|subsets|table
+    python tests/bench bounds|minilm_check|subsets|table
 
 hessian     the whole Hessian, against torch.func and curvlinops; parts of peak speed
 products    Hessian-vector products without a store, against other tools
 reductions  spectra of a stored Hessian, against the speed of reading it
 scaling     one Ray worker against two; tiles against the plan; a schedule of 64 workers
 growth      time against parameters, samples and depth
+bounds      what a sweep's operations take alone, and so how many times faster it could be at most; only when asked for
 minilm_check  a real encoder's largest eigenvalue, trace and density, against PyHessian; only when asked for
 subsets     exact Hessians of norms, biases, adapters and a head of 22 million parameters, against torch.func; only when asked for
 table       print the Markdown tables of the results that were kept
@@ -28,7 +29,7 @@ from pathlib import Path
 import settings
 
 VERBS = ("hessian", "products", "reductions", "scaling", "growth")
-CHECKS = ("minilm_check", "subsets")
+CHECKS = ("bounds", "minilm_check", "subsets")
 """Verbs that are run only when they are asked for."""
 
 

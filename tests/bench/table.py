@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,37 @@ def _hessian_notes(found: Sequence[Values]) -> tuple[str, ...]:
     )
 
 
+def bounds_table(found: Sequence[Values]) -> Table:
+    """What would be left if a sweep did nothing but its products, or nothing but its operations, each in a hot cache."""
+    header = (
+        "problem",
+        "capture and certificate",
+        "products at GEMM peak",
+        "products alone",
+        "operations alone",
+        "tiles as run",
+        "at most, peak",
+        "at most, products",
+        "at most, operations",
+        "as run",
+        "aimed at",
+    )
+    notes = ("Seconds of one thread but for the tiles as run; times faster than the best of torch.func.",)
+    return Table("Floors", header, tuple(_bounds_row(values) for values in found), notes)
+
+
+def _bounds_row(values: Values) -> tuple[str, ...]:
+    work, faster = values["seconds_alone_of"], values["times_faster"]
+    return (
+        f"{values['problem']['name']}, {values['problem']['dtype']}",
+        seconds(values["fixed"]),
+        *(seconds(work[key]) for key in ("peak", "products", "operations")),
+        seconds(values["run"]["tiles"]),
+        *(f"{faster[key]:.1f}" for key in ("peak", "products", "operations", "run")),
+        f"{values['target']:.1f}",
+    )
+
+
 def scaling_table(found: Sequence[Values]) -> Table:
     """One worker against two, and how well the plan foresees tiles."""
     header = (
@@ -168,9 +199,10 @@ def seconds(value: float) -> str:
 
 def print_markdown(folder: Path) -> None:
     """The tables of all results in a folder, as Markdown."""
-    tables = []
+    tables: list[tuple[Callable[[Sequence[Values]], Table], list[Values]]] = []
     for dtype in ("float32", "float64"):
-        tables += [(hessian_table, _read(folder, "hessian", dtype)), (scaling_table, _read(folder, "scaling", dtype))]
+        verbs = {"hessian": hessian_table, "bounds": bounds_table, "scaling": scaling_table}
+        tables += [(make, _read(folder, verb, dtype)) for verb, make in verbs.items()]
     for make, found in tables:
         if found:
             _print(make(found))

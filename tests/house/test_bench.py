@@ -16,6 +16,8 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_unflatten
+from torch.utils.flop_counter import flop_registry
 
 import disthess
 from disthess.store.layout import Tile
@@ -70,6 +72,38 @@ def test_the_hessian_verb_keeps_everything_that_it_measured(tmp_path: Path) -> N
     assert re.search(
         r"^\| cnn, float32 \| 666 \| 64 \| .* s \((threads 2 x 1 thread|2 threads)\)", table.stdout, re.MULTILINE
     )
+
+
+@pytest.mark.parametrize("name", [pytest.param("mlp", marks=pytest.mark.slow), "cnn", "rnn"])
+def test_floors_are_of_all_products_that_the_plan_counts(module: Callable[[str], ModuleType], name: str) -> None:
+    bounds, runs = module("bounds"), module("runs")
+    problem = module("variants").build(name, 0.25, 16)
+    with bounds.counted() as tally:
+        runs.compute(problem, runs.Crew("serial", 1, 1), "float64")
+    counted = 0
+    for key, count in tally.counts.items():
+        function, (forms, spec) = tally.calls[key]
+        count_flops = flop_registry.get(function.overloadpacket)
+        if count_flops is not None:
+            assert function.overloadpacket.__name__ in bounds.PRODUCTS
+            args, kwargs = tree_unflatten([bounds.made(form, tally.whole) for form in forms], spec)
+            counted += count * count_flops(*args, **kwargs, out_val=function(*args, **kwargs))
+    assert counted == disthess.plan(problem, dtype="float64", threads=1).product_flops
+    seconds = bounds.alone_seconds(tally)
+    assert {"mm", "mul"} <= set(seconds)
+    assert all(value > 0 for value in seconds.values())
+
+
+@pytest.mark.slow
+def test_the_bounds_verb_orders_its_floors(tmp_path: Path) -> None:
+    done = bench("bounds", "--problem", "mlp", "--quick", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "bounds_mlp_float32.json").read_text())
+    work, faster = found["seconds_alone_of"], found["times_faster"]
+    assert 0 < work["products"] < work["operations"]
+    assert faster["operations"] < faster["products"]
+    assert found["target"] == 10
+    assert "Floors" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["peers", "table", "growth"])
