@@ -280,7 +280,7 @@ CASES: tuple[Case, ...] = (
     Case("batch_norm_images", _seeded(lambda g: _problem(BatchNormConv().train(), [(_normal(g, 3, 1, 4, 4), _classes(g, 2, 3))], loss="cross_entropy")), independent=False),
     Case("residual", _seeded(lambda g: _problem(Residual(), [(_normal(g, 5, 3), _normal(g, 5, 2))], loss="mse")), slow=True),
     Case("rnn_module", _seeded(lambda g: _problem(Recurrent(nn.RNN(2, 3, batch_first=True), 3), [(_normal(g, 4, 3, 2), _normal(g, 4, 2))], loss="mse")), slow=True),
-    Case("gru_module", _seeded(lambda g: _problem(Recurrent(nn.GRU(2, 3, batch_first=True, bidirectional=True), 6), [(_normal(g, 4, 3, 2), _normal(g, 4, 2))], loss="mse"))),
+    Case("gru_module", _seeded(lambda g: _problem(Recurrent(nn.GRU(2, 3, batch_first=True, bidirectional=True), 6), [(_normal(g, 4, 3, 2), _normal(g, 4, 2))], loss="mse")), slow=True),
     Case("lstm_two_layers", _seeded(lambda g: _problem(Recurrent(nn.LSTM(2, 2, num_layers=2, batch_first=True), 2), [(_normal(g, 4, 3, 2), _normal(g, 4, 2))], loss="mse")), slow=True),
     Case("gru_loop", _seeded(lambda g: _problem(CellLoop(nn.GRUCell(2, 3)), [(_normal(g, 4, 3, 2), _normal(g, 4, 2))], loss="mse")), slow=True),
     Case("lstm_loop", _seeded(lambda g: _problem(CellLoop(nn.LSTMCell(2, 3)), [(_normal(g, 4, 3, 2), _normal(g, 4, 2))], loss="mse"))),

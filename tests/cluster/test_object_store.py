@@ -163,6 +163,7 @@ disthess.compute(t.problem(), {place!r}, **t.OPTIONS)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_at_once_to_the_same_bytes(place: str, local: Path) -> None:
     script = _KILLED.format(here=str(Path(__file__).parent), place=place)
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
@@ -330,6 +331,7 @@ report: {{eigenvalues: 2, blocks: 2, density: true, pictures: true}}
 """
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_urls(place: str, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "run.yaml"

@@ -48,7 +48,7 @@ LARGE = ("minilm",)
 """Examples of problems that are only multiplied by; tests/house/test_large_examples.py."""
 SAVES = ("digits_checkpoints",)
 """Examples that save checkpoints for an audit."""
-QUICK = ("tied_autoencoder", "paper_check")
+QUICK = ("paper_check",)
 SCRIPTS = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
     for name in (*SMALL, *TABLES, *PLANS, *SAVES)

@@ -118,6 +118,7 @@ def kinked(m: Any, _: Any, draw: Any) -> Tensor:
     return torch.relu(draw("z", Normal(m.theta, 1.0)))
 
 
+@pytest.mark.slow
 def test_s3_the_pathwise_estimator_is_refused_at_kinks() -> None:
     with pytest.raises(ProblemError, match=r"kinks in the draw 'z' \(relu\)"):
         expected(kinked, {"how": "monte_carlo", "estimator": "pathwise"}, theta=0.5)
@@ -144,6 +145,7 @@ def test_s4_elbo() -> None:
     np.testing.assert_allclose(found.matrix, np.diag([2, 4 * VAR]), atol=1e-13)
 
 
+@pytest.mark.slow
 def test_s5_marginal_likelihood_by_louis() -> None:
     """-log(p c1 + (1 - p) c0) at theta = .4, c1 = .7, c0 = .2; the mean of -log p(y | z) would give 0.059408."""
 
@@ -177,6 +179,7 @@ def test_s6_policy_reward() -> None:
     np.testing.assert_allclose(found.matrix, -wanted, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_s7_squared_kinks_are_pathwise() -> None:
     def objective(m: Any, _: Any, draw: Any) -> Tensor:
         return 0.5 * torch.relu(draw("z", Normal(m.theta, 1.0))) ** 2
@@ -315,6 +318,7 @@ def test_rows_have_their_own_draws() -> None:
     np.testing.assert_allclose(whole.matrix, exact, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_other_distributions() -> None:
     uniform = expected(lambda m, b, draw: draw("u", Uniform(0.0 * m.a, m.a)) ** 4, a=2.0)
     assert uniform.matrix[0, 0] == pytest.approx(12 * 4 / 5, rel=1e-12)

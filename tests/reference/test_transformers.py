@@ -143,6 +143,7 @@ def test_classifiers(name: str, tmp_path: Path) -> None:
     assert store.attributes["method"] == "graph"
 
 
+@pytest.mark.slow
 def test_gpt2_embedding_as_embedding_as_head_and_across(tmp_path: Path) -> None:
     model = build(gpt2)
     problem = disthess.Problem(model, loss=next_token, batches=[(SENTENCES, LABELS)])

@@ -89,6 +89,7 @@ def test_products_have_the_same_bits_on_any_number_of_workers(cluster: None) -> 
             assert all(0 < peak <= operator.plan.worker_bytes for peak in peaks)
 
 
+@pytest.mark.slow
 def test_an_actor_that_died_is_replaced_and_its_tapes_made_again(cluster: None) -> None:
     problem = mlp()
     wanted = serial(problem, BLOCK)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 _DRIVER = """
 import os, pathlib, signal, sys
 import toy_job
@@ -28,6 +30,7 @@ print(outcome.stopped, outcome.finished == len(recorder.done), 1 in recorder.don
 """
 
 
+@pytest.mark.slow
 def test_a_private_ray_leaves_nothing_behind(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

@@ -58,6 +58,7 @@ def test_memory_stays_within_the_bound_over_many_restarts() -> None:
     assert peak < bound + 8 * (k + 4 * BLOCK) * size * 2
 
 
+@pytest.mark.slow
 def test_a_small_basis_finds_the_same_values() -> None:
     size = 900
     wanted = 2 - 2 * np.cos(np.pi * np.arange(1, size + 1) / (size + 1))
