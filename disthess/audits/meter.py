@@ -163,6 +163,9 @@ class Meter:
         """Products taken inside are of that part; ``tolerance`` is the residual at which they end."""
         self._now = self._open.pop(name, Part(name, 0))
         self._in_part, self._target, self._residuals = 0, tolerance, []
+        # Loading before the first part comes again with every checkpoint; later gaps are of what came before.
+        if self._last is not None and self._spent:
+            self._last = self._clock()
         try:
             yield
             # What an error cuts short says nothing about the next time.
@@ -170,19 +173,26 @@ class Meter:
             if self._now.until_converged and self._now.products:
                 self._needed.append(self._in_part / self._now.products)
         finally:
+            # What follows the last product (Ritz vectors, say) is the part's as well.
+            self._pass(0)
             self._now = None
 
     def count(self, products: int) -> None:
         """So many products have been taken."""
         self._taken += products
         self._in_part += products
+        self._pass(products)
+        if self._tell is not None:
+            self._tell(self.progress())
+
+    def _pass(self, products: int) -> None:
+        """The time since it was last looked at has gone into so many products of the present part."""
         now = self._clock()
         if self._last is not None and self._now is not None:
             kind = _kind(self._now)
             self._paces[kind] = _pooled([self._paces.get(kind, _Pace(0, 0.0)), _Pace(products, now - self._last)])
-        self._last = now
-        if self._tell is not None:
-            self._tell(self.progress())
+        if self._last is not None or products:
+            self._last = now
 
     def watch(self, products: int, residual: float) -> None:
         """A residual after so many products of the part."""
@@ -212,7 +222,7 @@ class Meter:
     def _pace(self, kind: str) -> float:
         """Seconds of one product; NaN where nothing tells."""
         now = "" if self._now is None else _kind(self._now)
-        rest = [pace for other, pace in self._paces.items() if other not in (kind, now)]
+        rest = [pace for other, pace in self._paces.items() if other not in (kind, now) and pace.products]
         others = _pooled(rest or self._paces.values())
         own = self._paces.get(kind, _Pace(0, 0.0))
         # As if a few had taken as long as others: a kind that has just begun is not told by its first product alone.

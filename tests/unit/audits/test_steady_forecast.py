@@ -109,6 +109,29 @@ def test_products_of_a_kind_tell_of_their_kind() -> None:
         assert abs(progress.remaining_seconds - left) <= 0.1 * left + 1.0, progress
 
 
+def test_what_follows_a_parts_products_is_not_the_next_ones() -> None:
+    clock, seen = Clock(), []
+    meter = Meter([Part("a: ends", 10), Part("a: moments", 10)], 2, seen.append, clock)
+    for checkpoint in range(2):
+        clock.now += 40  # loading
+        meter.begin_checkpoint()
+        for part, each, tail in (("a: ends", 2.0, 30.0), ("a: moments", 1.0, 0.0)):
+            with meter.part(part):
+                for _ in range(10):
+                    clock.now += each
+                    meter.count(1)
+                clock.now += tail
+        if checkpoint == 0:
+            second = [entry for entry in seen if entry.part == "a: moments"]
+            first = clock.now
+    rest = clock.now - first
+    assert rest == 40 + 20 + 30 + 10
+    # With FEW products of the other kind at its pace, a tail included, and no loading seen before the second checkpoint.
+    told = second[-1].remaining_seconds
+    assert told == pytest.approx(20 + 30 + 10, rel=0.25)
+    assert [entry.remaining_seconds for entry in seen][-1] == 0
+
+
 def test_what_has_to_warm_up_foretells_nothing() -> None:
     seen, _ = run("flat", FIXED, 1)
     assert np.isnan(seen[0].remaining_seconds)
