@@ -162,14 +162,21 @@ def _splits(said: Mapping[str, Any]) -> dict[int, int]:
     return {int(tile): int(times) for tile, times in said.get("split", {}).items()}
 
 
+def _is_tile(key: Any) -> bool:
+    return isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 12
+
+
 def attributes_trouble(value: dict[str, Any]) -> str:
     """What is wrong with the attributes of the ledger's group; empty where nothing is."""
-    messages = value.get("quarantined", {})
+    messages, splits = value.get("quarantined", {}), value.get("split", {})
     if not isinstance(value.get("reduced"), bool):
         return "reduced is neither true nor false"
     if not isinstance(messages, dict) or not all(
-        isinstance(tile, str) and tile.isascii() and tile.isdecimal() and len(tile) < 12 and isinstance(text, str)
-        for tile, text in messages.items()
+        _is_tile(tile) and isinstance(text, str) for tile, text in messages.items()
     ):
         return "quarantined does not map tiles to messages"
+    if not isinstance(splits, dict) or not all(
+        _is_tile(tile) and isinstance(times, int) and 0 <= times < 64 for tile, times in splits.items()
+    ):
+        return "split does not map tiles to how often they were halved"
     return ""

@@ -22,6 +22,7 @@ from disthess.errors import DisthessError, StoreError
 from disthess.store.encode import layout_to_json
 from disthess.store.hostile import trusted_layout
 from disthess.store.layout import Layout, PanelSpec, ParameterSpec, Tile, TileRecord
+from disthess.store.ledger import attributes_trouble
 from disthess.store.store import Store
 from disthess.types import Span
 
@@ -394,3 +395,10 @@ def test_a_full_disk_is_said_and_the_store_resumes(tiny: Path) -> None:
 def test_the_lies_start_from_a_layout_that_is_trusted() -> None:
     value = attributes()
     assert trusted_layout(copy.deepcopy(value), "s.zarr").numel == 23
+
+
+@pytest.mark.parametrize("split", [None, [1], {"x": 1}, {"0": "often"}, {"0": -1}])
+def test_halvings_that_are_none_are_named_damage(split: object) -> None:
+    whole = {"reduced": False, "quarantined": {}}
+    assert "split" in attributes_trouble({**whole, "split": split})
+    assert attributes_trouble({**whole, "split": {"0": 2}}) == ""
