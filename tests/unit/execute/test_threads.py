@@ -101,3 +101,20 @@ def test_threads_of_linear_algebra_are_put_back() -> None:
     thread.join()
     settings.restore()
     assert (seen, torch.get_num_threads()) == ([before + 1], before)
+
+
+def test_the_interpreter_goes_quickly_from_thread_to_thread_and_as_before_afterwards(tmp_path: Path) -> None:
+    before, seen = sys.getswitchinterval(), []
+
+    class Worker(toys.ToyWorker):
+        def compute(self, tile: Tile, split: int = 0) -> TileRecord:
+            seen.append(sys.getswitchinterval())
+            return super().compute(tile, split)
+
+    class Job(toys.ToyJob):
+        def open(self, weights: object, worker: int, device: str, threads: int) -> Worker:
+            return Worker(tmp_path, self.weights, worker, {})
+
+    ThreadExecutor(2).run(Job(tmp_path), toys.make_tiles(2, 2), toys.Recorder(), StopFlag())
+    assert seen == pytest.approx([5e-4, 5e-4], rel=1e-2)
+    assert sys.getswitchinterval() == before
