@@ -7,7 +7,6 @@ import os
 import platform
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -73,33 +72,6 @@ def gemm_flops_per_second(dtype: str, threads: int, size: int = GEMM_SIZE) -> fl
     finally:
         torch.set_num_threads(before)
     return 2 * size**3 / statistics.median(seconds)
-
-
-def gemms_side_by_side(dtype: str, count: int, size: int = GEMM_SIZE) -> float:
-    """How many times faster so many one-thread products of matrices are side by side than one after the other.
-
-    ``count`` would be perfect. Cores that share units, cache or clock give less, to workers as to products.
-    """
-    before = torch.get_num_threads()
-    left = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
-
-    def product(_: int) -> None:
-        torch.mm(left, left)
-
-    try:
-        # How many threads a product takes is a matter of the thread that asks for it, and of the whole process.
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(product, range(2 * count)))
-            begin = time.perf_counter()
-            list(pool.map(product, range(count * GEMM_REPEATS)))
-            together = time.perf_counter() - begin
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            begin = time.perf_counter()
-            list(pool.map(product, range(count * GEMM_REPEATS)))
-            alone = time.perf_counter() - begin
-    finally:
-        torch.set_num_threads(before)
-    return alone / together
 
 
 def raw_write_seconds(folder: str | os.PathLike[str], nbytes: int, *, fsync: bool) -> float:

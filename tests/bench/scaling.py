@@ -4,7 +4,8 @@ Times are from the begin of the first tile to the end of the last, and end to en
 The plan's FLOPs of a tile are compared with its seconds in the ledger (median of the rounds, one worker): the correlation, and
 the largest factor between both after one common factor, ``exp max_t |log(seconds_t / flops_t) - mean|``.
 
-What two workers could bring at most is measured beside them, in every round: two one-thread products of large matrices at once.
+What two workers could bring at most is measured beside them, in every round: the same run by two processes at once that know
+nothing of each other, against one of them alone. Cores share caches and memory, so that it need not be 2.
 
 The schedule is that of a real plan which is not computed. Balance is the FLOPs of the busiest owner over the mean; makespan is the
 end of the last tile over the mean load where idle workers take tiles of others, as they do in a run, and time is FLOPs.
@@ -14,14 +15,15 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import multiprocessing
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 from hessian import warm_up
-from machine import gemms_side_by_side
 from problems import digits_mlp
 from runs import Crew, Run, compute, median_stages
 from settings import Settings, keep, settings_of
@@ -73,25 +75,40 @@ def measure(name: str, settings: Settings) -> dict[str, Any]:
     plan = disthess.plan(problem, dtype=settings.dtype, threads=1)
     print(f"{name}: P = {plan.layout.numel:,}, N = {plan.samples:,}, {len(plan.layout.tiles)} tiles", flush=True)
     runs: dict[str, list[Run]] = {key: [] for key in CREWS}
-    machine: list[float] = []
+    apart: list[float] = []
     for turn in range(settings.rounds):
+        apart.append(apart_ratio(name, settings, CREWS["two"].workers))
+        print(f"  round {turn + 1}  two processes apart: {apart[-1]:.2f} times one", flush=True)
         for key, crew in CREWS.items():
             run, _ = compute(problem, crew, settings.dtype)
             runs[key].append(run)
             print(f"  round {turn + 1}  {crew.name:28} {run.tiles:9.2f} s in tiles, {run.seconds:9.2f} s", flush=True)
-            machine.append(gemms_side_by_side(settings.dtype, CREWS["two"].workers))
     stages = {key: median_stages(found) for key, found in runs.items()}
     values = {
         "problem": {"name": name, "P": plan.layout.numel, "N": plan.samples, "dtype": settings.dtype},
         "tiles": versus(stages, "tiles"),
         "end_to_end": versus(stages, "seconds"),
-        "machine": {"ratio": statistics.median(machine), "each": machine},
+        "apart": {"ratio": statistics.median(apart), "each": apart},
         "stages": stages,
         "rounds_seconds": {key: [run.stages for run in found] for key, found in runs.items()},
         "forecast": forecast(plan, runs["one"]),
     }
     keep(settings, f"scaling_{name}_{settings.dtype}", values)
     return values
+
+
+def apart_ratio(name: str, settings: Settings, count: int) -> float:
+    """How many times as much so many processes compute at once, each a whole Hessian for itself, as one of them alone."""
+    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(tiles_alone, [name] * count, [settings] * count))
+        alone = pool.submit(tiles_alone, name, settings).result()
+        together = list(pool.map(tiles_alone, [name] * count, [settings] * count))
+    return count * alone / statistics.mean(together)
+
+
+def tiles_alone(name: str, settings: Settings) -> float:
+    """Seconds in the tiles of a run without Ray, on one thread."""
+    return compute(settings.build(name), Crew("serial", 1, 1), settings.dtype)[0].tiles
 
 
 def versus(stages: dict[str, dict[str, float]], stage: str) -> dict[str, float]:
