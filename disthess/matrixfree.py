@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Literal, final
 
@@ -13,6 +14,7 @@ from typing_extensions import override
 
 from disthess import hvp
 from disthess.errors import DisthessError
+from disthess.execute.heap import KeptHeap
 from disthess.graph.program import Program, build_programs
 from disthess.linalg.operator import AbstractSymmetricOperator
 from disthess.problem import Problem, batch_tensors
@@ -70,6 +72,9 @@ class HessianOperator(AbstractSymmetricOperator):
     def __init__(
         self, problem: Problem, names: Sequence[str], size: int, programs: Sequence[Program] | None = None
     ) -> None:
+        if size > SWEEP_NUMEL:
+            # Until the operator is gone: its vectors are large blocks of the same sizes again and again.
+            weakref.finalize(self, KeptHeap(large=True).restore)
         self._tapes = [hvp.GradientTape(problem, index, names) for index in range(len(problem.batches))]
         self._decay = hvp.decay_diagonal(problem, names) if any(problem.weight_decay.values()) else None
         self._size = size

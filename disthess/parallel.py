@@ -19,7 +19,8 @@ import torch
 from typing_extensions import override
 
 from disthess.errors import ConfigError
-from disthess.execute.product_job import PieceProducts, ProductJob, share_pieces, take_weights
+from disthess.execute.heap import KeptHeap
+from disthess.execute.product_job import PieceProducts, ProductJob, is_large, share_pieces, take_weights
 from disthess.execute.product_plan import Executor, OperatorPlan, device_settings, piece_bytes, plan_products
 from disthess.execute.product_progress import ProductProgress, product_listener
 from disthess.execute.threads import default_threads
@@ -163,7 +164,8 @@ def operator(
         progress: True for a line now and then, or a function that is called with the products done so far.
 
     Returns:
-        The operator, with its workers started; use it in a ``with`` block, or close it.
+        The operator, with its workers started; use it in a ``with`` block, or close it. Until then memory that is freed in its
+        processes stays with them (on glibc), since the next product wants it again.
 
     Raises:
         ConfigError: An argument is wrong.
@@ -217,6 +219,7 @@ def _serial(plan: OperatorPlan, problem: Problem, names: tuple[str, ...], device
     with device_settings(place, plan.threads) as found:
         moved = problem if found.type == "cpu" else problem.to(problem.dtype, found)
     pieces: list[PieceProducts] = [PieceProducts(moved, names, plan.kept)]
+    heap = KeptHeap(large=is_large(plan.size))
 
     def total(rows: np.ndarray) -> np.ndarray:
         with device_settings(place, plan.threads) as here:
@@ -230,6 +233,7 @@ def _serial(plan: OperatorPlan, problem: Problem, names: tuple[str, ...], device
         yield _Engine(total)
     finally:
         pieces.clear()
+        heap.restore()
 
 
 @contextlib.contextmanager
@@ -241,7 +245,7 @@ def _ray(
 
     weights = take_weights(problem)
     with product_crew(
-        ProductJob(problem, names, plan.kept),
+        ProductJob(problem, names, plan.kept, plan.size),
         weights,
         share_pieces(piece_bytes(problem), plan.workers),
         threads=plan.threads,

@@ -11,7 +11,7 @@ import torch
 from disthess.errors import DisthessError
 from disthess.execute.attempt import Failure, failure_of
 from disthess.execute.memory import PeakMemory
-from disthess.execute.product_job import PieceProducts, ProductJob
+from disthess.execute.product_job import PieceProducts, ProductJob, is_large
 from disthess.execute.ray_actor import own_device
 from disthess.execute.tile_job import DeviceSettings
 
@@ -31,7 +31,7 @@ class ProductActor:
         """Load the problem; None if that went well."""
         self._peak = PeakMemory()
         try:
-            self._settings = DeviceSettings(own_device(device), threads)
+            self._settings = DeviceSettings(own_device(device), threads, large=is_large(job.size))
             self._products = job.open(weights, self._settings.device)
         except Exception as error:
             return failure_of(error, None)

@@ -116,11 +116,16 @@ class AutogradJob(AbstractJob):
 class DeviceSettings:
     """Threads, precision and heap for the time a worker lives; `restore` puts back what was there.
 
+    Args:
+        device: Torch's name.
+        threads: Of linear algebra.
+        large: Of `KeptHeap`.
+
     Raises:
         ExecutionError: A GPU was asked for and torch sees none.
     """
 
-    def __init__(self, device: str, threads: int) -> None:
+    def __init__(self, device: str, threads: int, *, large: bool = False) -> None:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ExecutionError(
                 f"device {device!r} was asked for, but torch sees no GPU on {socket.gethostname()}. Use device='cpu', or a "
@@ -131,7 +136,7 @@ class DeviceSettings:
         self._threads = torch.get_num_threads()
         self._precision = torch.get_float32_matmul_precision()
         self._tf32 = torch.backends.cudnn.allow_tf32
-        self._heap = KeptHeap()
+        self._heap = KeptHeap(large=large)
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False

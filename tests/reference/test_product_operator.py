@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import disthess
 from disthess.errors import ConfigError, PlanError, ProblemError, SecondDerivativeError
+from disthess.execute import product_job
 from disthess.execute.live_bytes import LiveBytes
+from disthess.hvp import GradientTape
 from disthess.linalg.operator import to_scipy
 from disthess.matrixfree import HessianOperator
 
@@ -222,3 +224,32 @@ def test_live_bytes_are_those_of_the_storages_made_inside() -> None:
     assert live.now == 40 + 16
     assert live.most == 840
     del squared
+
+
+def test_vectors_of_a_large_model_have_the_bits_of_one_alone_and_those_of_a_small_one_are_taken_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    batches = [(torch.randn(7, 5).double(), torch.randint(0, 3, (7,))) for _ in range(2)]
+    problem = disthess.Problem(model, loss="cross_entropy", batches=batches)
+    block = np.random.default_rng(0).standard_normal((problem.numel, 4))
+    together: list[int] = []
+    products = GradientTape.products
+
+    def counted(tape: GradientTape, vectors: Tensor) -> Tensor:
+        together.append(len(vectors))
+        return products(tape, vectors)
+
+    monkeypatch.setattr(GradientTape, "products", counted)
+    with disthess.operator(problem, executor="serial") as hessian:
+        together.clear()
+        small = hessian.matmat(block)
+        assert set(together) == {4}
+        together.clear()
+        monkeypatch.setattr(product_job, "BATCHED_NUMEL", problem.numel - 1)
+        large = hessian.matmat(block)
+        alone = np.concatenate([hessian.matmat(column[:, None]) for column in block.T], axis=1)
+    assert not together
+    np.testing.assert_array_equal(large, alone)
+    np.testing.assert_allclose(large, small, rtol=1e-12, atol=1e-13)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import disthess
 from disthess.errors import ExecutionError, ProblemError
+from disthess.execute.product_job import is_large
 from disthess.planning.memory import LIBRARY_BYTES, WORKSPACE_BYTES
 
 ray = pytest.importorskip("ray")
@@ -153,10 +154,10 @@ def test_an_error_in_an_actor_is_the_same_error_here(cluster: None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("held", [1, 3])
-def test_measured_memory_is_within_the_plan(cluster: None, held: int) -> None:
+@pytest.mark.parametrize(("held", "width"), [(1, 256), (3, 256), (1, 640), (3, 640)])
+def test_measured_memory_is_within_the_plan(cluster: None, held: int, width: int) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(32, 256), nn.Tanh(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 4))
+    net = nn.Sequential(nn.Linear(32, width), nn.Tanh(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
     batches = [(torch.randn(6000, 32), torch.randint(0, 4, (6000,))) for _ in range(3)]
     problem = disthess.Problem(net, loss="cross_entropy", batches=batches)
     with disthess.operator(problem, executor="serial", threads=1) as bare:
@@ -165,6 +166,7 @@ def test_measured_memory_is_within_the_plan(cluster: None, held: int) -> None:
         operator.matmat(np.random.default_rng(0).standard_normal((operator.size, 8)))
         plan, peak = operator.plan, operator.peak_bytes()[0]
     assert plan.held == held
+    assert is_large(plan.size) == (width > 256), "vectors together, and one after the other"
     assert held * plan.tape.held < peak <= plan.worker_bytes <= allowed, (peak, plan)
     beyond = plan.worker_bytes - LIBRARY_BYTES - WORKSPACE_BYTES
     assert beyond <= 4 * peak, f"the bound is too loose to be of use: {peak}, {plan}"
