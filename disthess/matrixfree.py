@@ -23,8 +23,11 @@ from disthess.sweep.primal import compute_primal
 
 Way = Literal["sweep", "tape", "batched tape"]
 
-CHUNKS = (8, 4, 2, 1)
+CHUNKS = (16, 8, 4, 2, 1)
 """Vectors multiplied at once: more of them fall out of cache, other numbers are sums of these."""
+
+TAPED = 8
+"""Most for which tapes are tried: a recording of more is made only where it fits."""
 
 SWEEP_NUMEL = 1 << 20
 """Most parameters for which the sweep is recorded. Beyond, products of matrices take nearly all of the time, the tape is at
@@ -87,6 +90,11 @@ class HessianOperator(AbstractSymmetricOperator):
             self._ways[1] = self._fastest(1)
 
     @property
+    def _chunks(self) -> tuple[int, ...]:
+        """Numbers of vectors, largest first."""
+        return tuple(it for it in CHUNKS if it <= TAPED or (self._flats and all(flat.fits(it) for flat in self._flats)))
+
+    @property
     @override
     def size(self) -> int:
         return self._size
@@ -113,7 +121,7 @@ class HessianOperator(AbstractSymmetricOperator):
         total = torch.empty_like(rows)
         start = 0
         while start < len(rows):
-            count = next(count for count in CHUNKS if count <= len(rows) - start)
+            count = next(count for count in self._chunks if count <= len(rows) - start)
             here = slice(start, start + count)
             self._multiply(rows[here], total[here])
             start += count
@@ -175,7 +183,7 @@ class HessianOperator(AbstractSymmetricOperator):
             if wrong:
                 self.reason = self._give_up(wrong)
         ways: dict[Way, Tensor] = {"tape": vectors[:1]}
-        if count > 1:
+        if 1 < count <= TAPED:
             ways["batched tape"] = vectors
         if self._flats and all(flat.fits(count) for flat in self._flats):
             ways["sweep"] = vectors

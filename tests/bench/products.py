@@ -339,7 +339,7 @@ def show(found: list[Measured]) -> None:
                 count,
                 f"{values['gradient'] * 1e3:.2f}",
                 f"{medians[OURS] * 1e3:.2f}",
-                it.about["ways"].get(str(min(8, int(count))), it.about["method"]),
+                it.about["ways"].get(str(min(16, int(count))), it.about["method"]),
                 f"{it.construction[OURS]:.1f} s",
                 *(
                     f"{medians[peer] * 1e3:.2f}{'!' * (it.errors.get(peer, 0.0) > TOLERANCE)}"
