@@ -27,7 +27,7 @@ CHUNKS = (16, 8, 4, 2, 1)
 """Vectors multiplied at once: more of them fall out of cache, other numbers are sums of these."""
 
 TAPED = 8
-"""Most for which tapes are tried: a recording of more is made only where it fits."""
+"""Most vectors at once where there is no recording, or one of more would not fit; more of them never go through a tape together."""
 
 SWEEP_NUMEL = 1 << 20
 """Most parameters for which the sweep is recorded. Beyond, products of matrices take nearly all of the time, the tape is at
@@ -56,6 +56,9 @@ class HessianOperator(AbstractSymmetricOperator):
       captured, and only after a product with random vectors agrees with the tape's to rounding.
     * ``tape``: ``vjp`` of the gradient, taped once per batch, vector by vector.
     * ``batched tape``: the same for all of them, by torch's batching rules.
+
+    Of more than `SWEEP_NUMEL` parameters all products are the tape's, and memory that this process frees stays with it until the
+    operator is gone (`disthess.execute.heap`).
 
     Which is fastest is measured on the first block of that size. Two operators may therefore differ by rounding, as the ways
     do; one operator does not change its mind.
@@ -90,11 +93,6 @@ class HessianOperator(AbstractSymmetricOperator):
             self._ways[1] = self._fastest(1)
 
     @property
-    def _chunks(self) -> tuple[int, ...]:
-        """Numbers of vectors, largest first."""
-        return tuple(it for it in CHUNKS if it <= TAPED or (self._flats and all(flat.fits(it) for flat in self._flats)))
-
-    @property
     @override
     def size(self) -> int:
         return self._size
@@ -121,13 +119,17 @@ class HessianOperator(AbstractSymmetricOperator):
         total = torch.empty_like(rows)
         start = 0
         while start < len(rows):
-            count = next(count for count in self._chunks if count <= len(rows) - start)
+            count = next(count for count in CHUNKS if count <= len(rows) - start and self._takes(count))
             here = slice(start, start + count)
             self._multiply(rows[here], total[here])
             start += count
         if self._decay is not None:
             total.addcmul_(rows, self._decay)
         return total.numpy().T
+
+    def _takes(self, count: int) -> bool:
+        """Whether so many vectors are ever multiplied at once here."""
+        return count <= TAPED or (bool(self._flats) and all(flat.fits(count) for flat in self._flats))
 
     def _multiply(self, vectors: Tensor, out: Tensor) -> None:
         count = len(vectors)
