@@ -152,6 +152,9 @@ def run_prepared(
 def finish(store: Store, prepared: Prepared, *, seed: int, certify: bool = True, client: Any = None) -> HessianStore:
     """What follows the tiles, where it has not been done: sums over uses, loss, gradient, kinks, certificates."""
     if not store.is_reduced():
+        if store.is_local:
+            # Chunks half written by workers that were killed; whoever is here holds the store's lock.
+            store.remove_leftovers()
         reduce_shared(store, client)
         loss, gradient = hvp.gradient(prepared.problem, prepared.names)
         store.write_loss(loss)

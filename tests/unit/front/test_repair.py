@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -300,3 +301,17 @@ def test_the_store_holds_no_pickles_and_no_objects(made: Path) -> None:
                 assert np.dtype(value["data_type"]).kind in "fiu", file
                 assert [codec["name"] for codec in value["codecs"]] == ["bytes", "crc32c"], file
     assert api.open_store(made).missing_tiles() == ()
+
+
+def test_a_run_leaves_no_half_written_chunk_of_a_killed_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute_tiles = api.compute_tiles
+
+    def disturbed(store: Store, *rest: Any) -> None:
+        compute_tiles(store, *rest)
+        chunk = next(file for file in (Path(store.path) / "panels").rglob("c/0/0") if file.is_file())
+        chunk.with_name("0.f3cc16.partial").write_bytes(b"half")
+
+    monkeypatch.setattr(api, "compute_tiles", disturbed)
+    disthess.compute(problem(), tmp_path / "run.zarr", progress=False, **OPTIONS)
+    assert not list((tmp_path / "run.zarr").rglob("*.partial"))
+    assert verify(tmp_path / "run.zarr").ok
