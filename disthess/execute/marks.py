@@ -15,7 +15,7 @@ from disthess.execute.events import Event, Listener, RunEnded, TileDone, TileFai
 from disthess.store.layout import TileRecord
 from disthess.store.store import Store
 
-WAITING_SECONDS = 0.5
+WAITING_SECONDS = 0.05
 """Work that may wait for its marks,"""
 
 FLUSH_SECONDS = 0.5

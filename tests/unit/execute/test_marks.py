@@ -45,19 +45,19 @@ def make(monkeypatch: pytest.MonkeyPatch, *, local: bool, seconds: float) -> tup
     return LedgerMarks(store, Nobody()), store, clock  # type: ignore[arg-type]
 
 
-def test_a_tile_worth_half_a_second_is_marked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger, store, clock = make(monkeypatch, local=True, seconds=0.01)
-    finish(ledger, clock, range(3), 0.5)
+def test_a_tile_worth_waiting_for_is_marked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, store, clock = make(monkeypatch, local=True, seconds=0.001)
+    finish(ledger, clock, range(3), 0.05)
     assert store.marked == [[0], [1], [2]]
 
 
-def test_small_tiles_wait_until_half_a_second_of_work_could_be_lost_and_the_end_marks_the_rest(
+def test_small_tiles_wait_until_50_ms_of_work_could_be_lost_and_the_end_marks_the_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ledger, store, clock = make(monkeypatch, local=True, seconds=0.01)
-    finish(ledger, clock, range(8), 0.125)
+    ledger, store, clock = make(monkeypatch, local=True, seconds=0.001)
+    finish(ledger, clock, range(8), 0.0125)
     assert store.marked == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    finish(ledger, clock, range(8, 9), 0.125)
+    finish(ledger, clock, range(8, 9), 0.0125)
     ledger.notify(RunEnded(9, 0, False, 1.0, 0))
     assert store.marked[2:] == [[8]]
 
