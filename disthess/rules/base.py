@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from disthess.graph.ir import BatchAxis, Node
@@ -32,37 +33,31 @@ Stacks = Mapping[int, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """The stack of unit vectors ``first`` to ``last`` (not included) of a value, in flat order and round again, without its zeros.
+    """A stack of unit vectors of a value, without its zeros.
 
-    >>> Units((2, 3), 1, 4).places
-    ((0, 0, 1), (1, 2, 0))
+    Attributes:
+        shape: Of the value.
+        ones: Where each has its one, in flat order, ``[K]``.
+
+    >>> [places.tolist() for places in Units((2, 3), torch.tensor([1, 2, 3])).places]
+    [[0, 0, 1], [1, 2, 0]]
     """
 
     shape: tuple[int, ...]
-    first: int
-    last: int
+    ones: Tensor
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return len(self.ones)
 
     @property
-    def places(self) -> tuple[tuple[int, ...], ...]:
-        """Where each has its one: an index per axis."""
-        places = []
-        for flat in range(self.first, self.last):
-            index: list[int] = []
-            for size in reversed(self.shape):
-                flat, here = divmod(flat, size)
-                index.append(here)
-            places.append(index[::-1])
-        return tuple(zip(*places, strict=True))
+    def places(self) -> tuple[Tensor, ...]:
+        """Where each has its one: an index ``[K]`` per axis."""
+        return tuple(torch.unravel_index(self.ones, self.shape))
 
     def dense(self, like: Tensor) -> Stack:
-        """``[K, *shape]``, in the type and on the device of ``like``."""
-        numel = math.prod(self.shape)
-        stack = like.new_zeros(len(self), numel)
-        stack[range(len(self)), [flat % numel for flat in range(self.first, self.last)]] = 1
-        return stack.reshape(len(self), *self.shape)
+        """``[K, *shape]``, in the type of ``like``."""
+        numbers = torch.arange(math.prod(self.shape), device=self.ones.device)
+        return (self.ones[:, None] == numbers).to(like.dtype).reshape(len(self), *self.shape)
 
 
 @dataclass(frozen=True, slots=True)

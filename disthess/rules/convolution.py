@@ -7,7 +7,7 @@ K times as many channels of it. Grouped convolutions, asymmetric padding and inp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from disthess.rules.base import AbstractRule, Call, Stack, Stacks, Units
+from disthess.rules.columns import add_columns
 from disthess.rules.generic import GenericRule
 
 INPUT, WEIGHT, BIAS = 0, 1, 2
@@ -44,6 +45,14 @@ class _Geometry:
         return torch.ops.aten.convolution(
             source, weight, None, self.stride, self.padding, self.dilation, self.transposed, self.extra, 1
         )
+
+    def windows(self, padded: Tensor, taps: Sequence[int], places: Sequence[int]) -> Tensor:
+        """What the kernel's taps see, a view: ``[channels, *taps, n, *places]`` of padded inputs ``[n, channels, ...]``."""
+        samples, channels, *steps = padded.stride()
+        moves = [step * gap for step, gap in zip(steps, self.dilation, strict=True)]
+        jumps = [step * gap for step, gap in zip(steps, self.stride, strict=True)]
+        shape = (padded.shape[1], *taps, padded.shape[0], *places)
+        return padded.as_strided(shape, (channels, *moves, samples, *jumps))
 
     def to_input(self, slope: Tensor, source: Tensor, weight: Tensor) -> Tensor:
         """``C(., weight)^T slope``; only the shape of ``source`` counts."""
@@ -123,16 +132,10 @@ class ConvolutionRule(AbstractRule):
             return super().add_units(call, slot, units, total)
         around = [size for size in reversed(geometry.padding) for _ in range(2)]
         padded = torch.nn.functional.pad(call.inputs[INPUT], around)
-        shape = call.output.shape
-        whole = padded.new_zeros(len(units), *shape) if total is None else total.contiguous()
         # W' has its one at [o, c, tap]: that output channel moves by an input channel, shifted.
-        for place, (output, channel, *tap) in enumerate(zip(*units.places, strict=True)):
-            window = tuple(
-                slice(start * gap, start * gap + (size - 1) * step + 1, step)
-                for start, gap, step, size in zip(tap, geometry.dilation, geometry.stride, shape[2:], strict=True)
-            )
-            whole[place, :, output] += padded[(slice(None), channel, *window)]
-        return whole
+        outputs, *inner = units.places
+        moved = geometry.windows(padded, call.inputs[WEIGHT].shape[2:], call.output.shape[2:])[tuple(inner)]
+        return add_columns(total, call.output, 1, outputs, moved)
 
     @override
     def cotangent_per_sample(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> Stack | None:

@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from disthess.graph.batch import rows_by_sample
 from disthess.rules.base import AbstractRule, Call, Stack, Stacks, ThinRows, Units
+from disthess.rules.columns import add_columns
 
 INPUT, WEIGHT, BIAS = 0, 1, 2
 
@@ -76,12 +77,10 @@ class LinearRule(AbstractRule):
     def add_units(self, call: Call, slot: int, units: Units, total: Stack | None) -> Stack:
         if slot != WEIGHT:
             return super().add_units(call, slot, units, total)
-        x = _rows(call.inputs[INPUT])
-        whole = x.new_zeros(len(units), *call.output.shape) if total is None else total.contiguous()
         # W' has its one at [o, j]: z'[:, o] = x[:, j].
         outputs, inputs = units.places
-        whole.view(len(units), *_rows(call.output).shape)[range(len(units)), :, outputs] += x[:, inputs].T
-        return whole
+        moved = _rows(call.inputs[INPUT])[:, inputs].T
+        return add_columns(total, call.output, call.output.ndim - 1, outputs, moved)
 
     @override
     def add_units_back(
@@ -90,11 +89,10 @@ class LinearRule(AbstractRule):
         if slot != WEIGHT:
             super().add_units_back(call, slot, units, wanted, found)
         elif INPUT in wanted:
-            delta, shape = _rows(call.delta), call.inputs[INPUT].shape
-            whole = found[INPUT].contiguous() if INPUT in found else delta.new_zeros(len(units), *shape)
             outputs, inputs = units.places
-            whole.view(len(units), -1, shape[-1])[range(len(units)), :, inputs] += delta[:, outputs].T
-            found[INPUT] = whole
+            moved = _rows(call.delta)[:, outputs].T
+            before = call.inputs[INPUT]
+            found[INPUT] = add_columns(found.get(INPUT), before, before.ndim - 1, inputs, moved)
 
     @override
     def cotangent_per_sample(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> Stack | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from disthess.graph.batch import rows_by_sample
 from disthess.graph.ir import Node
 from disthess.rules.base import AbstractRule, Call, Stack, Stacks, Units
+from disthess.rules.columns import add_columns
 from disthess.rules.generic import LinearMapRule
 
 _PLACED = (
@@ -45,15 +45,12 @@ class EmbeddingRule(AbstractRule):
         # A table of 30,000 rows is not formed for every tangent: its one entry shows where its row is used.
         rows, columns = units.places
         ids = call.inputs[1]
-        used = ids == torch.tensor(rows, device=ids.device).reshape(-1, *[1] * ids.ndim)
+        used = ids == rows.reshape(-1, *[1] * ids.ndim)
         padding = self._padding(call)
         if padding is not None:
             used = used & ~padding
-        whole = call.inputs[0].new_zeros(len(units), *call.output.shape) if total is None else total.contiguous()
-        whole.view(len(units), -1, call.output.shape[-1])[range(len(units)), :, columns] += used.flatten(1).to(
-            whole.dtype
-        )
-        return whole
+        moved = used.flatten(1).to(call.output.dtype)
+        return add_columns(total, call.output, call.output.ndim - 1, columns, moved)
 
     @override
     def cotangent(

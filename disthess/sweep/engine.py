@@ -177,7 +177,8 @@ class GraphEngine(AbstractEngine):
         buffers: Mapping[Part, Buffers],
     ) -> None:
         value = self._parameters[plan.parameter]
-        tangents = forward(frame, dict.fromkeys(leaves, Units(tuple(value.shape), block.start, block.stop)))
+        ones = torch.arange(block.start, block.stop, device=value.device)
+        tangents = forward(frame, dict.fromkeys(leaves, Units(tuple(value.shape), ones)))
         for part, held in buffers.items():
             reverse(frame, tangents, part, passed, ParameterSink(targets, held, offset))
 

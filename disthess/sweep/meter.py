@@ -199,8 +199,8 @@ def _stacks(frame: Frame, index: int, slots: Slots, count: int) -> Mapping[int, 
 
 
 def _units(frame: Frame, index: int, slot: int, count: int) -> Units:
-    shape = tuple(frame.call(index).inputs[slot].shape)
-    return Units(shape, 0, count)
+    value = frame.call(index).inputs[slot]
+    return Units(tuple(value.shape), torch.zeros(count, dtype=torch.long, device=value.device))
 
 
 def _stack(value: Tensor, count: int) -> Tensor:

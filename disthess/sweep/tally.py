@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, final
 
+import torch
+
 from disthess.graph.ir import Graph, Node
 from disthess.graph.waves import leading_to
 from disthess.planning.work import ReverseWork, SweepWork, Work
@@ -97,7 +99,8 @@ class SweepTally:
     def _seeds(self, seeds: Sequence[int]) -> Any:
         """Unit vectors at leaves, as the parameter basis has them; elsewhere stacks."""
         nodes = [self._graph.nodes[index] for index in seeds]
-        return {node.index: Units(node.shape, 0, 1) if node.kind == "use" else Trace() for node in nodes}
+        first = torch.zeros(1, dtype=torch.long)
+        return {node.index: Units(node.shape, first) if node.kind == "use" else Trace() for node in nodes}
 
     def _wave(
         self, tangents: Mapping[int, Any], part: Part, passed: Sequence[int], source: OutputSource | None, first: bool

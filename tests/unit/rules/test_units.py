@@ -62,9 +62,10 @@ def test_unit_vectors_do_what_their_stack_does(name: str, started: bool) -> None
     made = make()
     rule = rule_for(made.op)
     shape = tuple(made.inputs[slot].shape)
-    for units in (Units(shape, 0, 3), Units(shape, 1, made.inputs[slot].numel()), Units(shape, 2, 3)):
+    for first, last in ((0, 3), (1, made.inputs[slot].numel()), (2, 3)):
+        units = Units(shape, torch.arange(first, last))
         dense = units.dense(made.inputs[slot])
-        assert torch.equal(dense.flatten(1), torch.eye(dense[0].numel(), dtype=dense.dtype)[units.first : units.last])
+        assert torch.equal(dense.flatten(1), torch.eye(dense[0].numel(), dtype=dense.dtype)[first:last])
         start = randn(len(units), *made.output.shape) if started else None
         wanted = rule.tangent(made, {slot: dense}) + (0 if start is None else start)
         found = rule.add_units(made, slot, units, None if start is None else start.clone())
@@ -78,7 +79,7 @@ def test_unit_vectors_bend_as_their_stack_does(name: str) -> None:
     made = make()
     rule = rule_for(made.op)
     floating = tuple(index for index, value in enumerate(made.inputs) if value.is_floating_point())
-    units = Units(tuple(made.inputs[slot].shape), 0, 3)
+    units = Units(tuple(made.inputs[slot].shape), torch.arange(3))
     cotangent = randn(3, *made.output.shape)
     wanted = rule.cotangent(made, cotangent, {slot: units.dense(made.inputs[slot])}, floating)
     found = rule.cotangent(made, cotangent, {}, floating)
