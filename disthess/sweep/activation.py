@@ -20,7 +20,7 @@ from disthess.graph.batch import rows_by_sample, rows_from_sample
 from disthess.graph.ir import Graph
 from disthess.rules.base import Stack
 from disthess.store.layout import PanelSpec
-from disthess.sweep.buffers import Buffers
+from disthess.sweep.buffers import AbstractWindow, Block
 from disthess.sweep.frame import Frame
 from disthess.sweep.wave import AbstractSink
 from disthess.types import Span
@@ -31,29 +31,27 @@ class Place:
     """Where the rows of one microbatch go.
 
     Attributes:
-        row: First buffer row of the stack.
         samples: Samples that rows are kept for, entry-major; 0 where they are summed.
         first: Number of the microbatch's first sample among them.
     """
 
-    row: int
     samples: int
     first: int
 
 
 @final
 class ActivationSink(AbstractSink):
-    """Adds what arrives at asked nodes to the buffers, summed over samples or apart.
+    """Adds what arrives at asked nodes to a window, summed over samples or apart.
 
     Args:
         targets: Node name by index.
-        buffers: Where rows add up, by node name.
-        place: Where in them.
+        window: Where rows add up, by node name.
+        place: Where in it.
     """
 
-    def __init__(self, targets: Mapping[int, str], buffers: Buffers, place: Place) -> None:
+    def __init__(self, targets: Mapping[int, str], window: AbstractWindow, place: Place) -> None:
         self._targets = targets
-        self._buffers = buffers
+        self._window = window
         self._place = place
 
     @property
@@ -72,12 +70,11 @@ class ActivationSink(AbstractSink):
             return
         rows = rows_by_sample(cotangent, frame.node(index).batch, frame.samples, lead=1, tail=0)
         count, samples, entries = rows.shape
-        block = self._buffers.block(name, entries)
-        place = self._place
+        block, place = self._window.take(Block(name, entries)), self._place
         if not place.samples:
-            block[place.row : place.row + count] += rows.sum(1)
+            block += rows.sum(1)
             return
-        apart = block[place.row : place.row + count * place.samples].view(count, place.samples, entries)
+        apart = block.view(count, place.samples, entries)
         apart[:, place.first : place.first + samples] += rows
 
 

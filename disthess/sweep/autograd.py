@@ -22,7 +22,7 @@ from disthess.planning.source import SourcePlan
 from disthess.problem import Problem
 from disthess.store.layout import Layout
 from disthess.sweep.abstract import AbstractEngine
-from disthess.sweep.buffers import Buffers
+from disthess.sweep.buffers import Block, Buffers
 from disthess.types import Part, Span
 
 
@@ -138,9 +138,8 @@ class AutogradEngine(AbstractEngine):
             for part, rows in self._rows(seeds).items():
                 pieces = torch.split(rows, self._sizes, dim=1)
                 for name, piece in zip(self._names, pieces, strict=True):
-                    buffers[part].block(name, piece.shape[1])[block.start - span.start : block.stop - span.start] = (
-                        piece
-                    )
+                    rows_of = buffers[part].take(Block(name, piece.shape[1]))
+                    rows_of[block.start - span.start : block.stop - span.start] = piece
         members = {parameter.name: (parameter.name,) for parameter in self._layout.parameters}
         return {
             part: [buffers[part].assemble(panel, span, 0, members, self._layout.decay(panel, part)) for panel in panels]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
@@ -9,6 +10,7 @@ from typing import final
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from disthess.errors import ProblemError
 from disthess.store.layout import PanelSpec
@@ -16,110 +18,139 @@ from disthess.types import Span
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """A target's block as it is stored, ``[rows, columns]``.
+
+    Attributes:
+        key: The target: a use's name where uses are stored apart, else a parameter's.
+        columns: Of the whole block.
+    """
+
+    key: str
+    columns: int
+
+    @property
+    def unit_rows(self) -> int:
+        """Rows of the block that one leading entry of the sums stands for."""
+        return 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the sums, but for the leading axis."""
+        return (self.columns,)
+
+
+@dataclass(frozen=True, slots=True)
 class Triangle:
     """Entries ``(o, a, (j, b))`` with ``j <= b`` of a block ``[(o, j), (a, b)]`` that is symmetric in j and b.
 
+    Its sums are ``[units, outputs - skip, width (width + 1) / 2]``.
+
     Attributes:
-        sums: ``[units, outputs - skip, width (width + 1) / 2]``.
+        key: The target.
         columns: Of the whole block.
         width: Inputs.
-        skip: Leading outputs left out.
+        skip: Leading outputs left out: an earlier tile has their columns.
     """
 
-    sums: Tensor
+    key: str
     columns: int
     width: int
     skip: int
 
-    def add_to(self, block: Tensor) -> None:
-        """Add the unfolded entries to ``[units * width, columns]``."""
-        low, high = torch.triu_indices(self.width, self.width, device=self.sums.device)
-        place = torch.empty(self.width, self.width, dtype=torch.long, device=self.sums.device)
-        place[low, high] = torch.arange(len(low), device=self.sums.device)
+    @property
+    def unit_rows(self) -> int:
+        """An output unit has as many rows as the layer has inputs."""
+        return self.width
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the sums, but for the leading axis."""
+        return (self.columns // self.width - self.skip, self.width * (self.width + 1) // 2)
+
+    def unfold(self, sums: Tensor, block: Tensor) -> None:
+        """Add the entries to ``[units * width, columns]``."""
+        low, high = torch.triu_indices(self.width, self.width, device=sums.device)
+        place = torch.empty(self.width, self.width, dtype=torch.long, device=sums.device)
+        place[low, high] = torch.arange(len(low), device=sums.device)
         place[high, low] = place[low, high]
         where = block.view(-1, self.width, self.columns // self.width, self.width)
         for row in range(self.width):
-            where[:, row, self.skip :] += self.sums.index_select(2, place[row])
+            where[:, row, self.skip :] += sums.index_select(2, place[row])
 
 
 @dataclass(frozen=True, slots=True)
 class Swapped:
-    """Entries of a block ``[(u, j), (a, b)]`` in the order in which one product of matrices leaves them.
+    """Entries of a block ``[(u, j), (a, b)]`` in the order in which one product of matrices leaves them, ``(u, a, (j, b))``.
+
+    Its sums are ``[units, outputs, inputs j * inputs b]``.
 
     Attributes:
-        sums: ``[units, outputs, inputs j * inputs b]``: ``(u, a, (j, b))``.
+        key: The target.
         columns: Of the whole block.
-        width: Inputs j.
+        width: Inputs j of the source.
+        outputs: Of the target.
     """
 
-    sums: Tensor
+    key: str
     columns: int
     width: int
+    outputs: int
 
-    def add_to(self, block: Tensor) -> None:
+    @property
+    def unit_rows(self) -> int:
+        """An output unit has as many rows as the source has inputs."""
+        return self.width
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the sums, but for the leading axis."""
+        return (self.outputs, self.width * (self.columns // self.outputs))
+
+    def unfold(self, sums: Tensor, block: Tensor) -> None:
         """Add the entries to ``[units * width, columns]``."""
-        units, outputs, _ = self.sums.shape
-        where = block.view(units, self.width, outputs, -1)
-        where += self.sums.view(units, outputs, self.width, -1).transpose(1, 2)
+        units = len(sums)
+        block.view(units, self.width, self.outputs, -1).add_(
+            sums.view(units, self.outputs, self.width, -1).transpose(1, 2)
+        )
+
+
+Form = Block | Triangle | Swapped
+"""How sums for a target are laid out."""
+
+
+class AbstractWindow(abc.ABC):
+    """The rows of a tile's sums that one stack of tangents adds to."""
+
+    @abc.abstractmethod
+    def take(self, form: Form) -> Tensor:
+        """``[rows / unit_rows, *shape]`` of a form, to be added to in place."""
 
 
 @final
-class Buffers:
-    """Blocks ``[rows, p_target]`` of one tile and part, by target key, zero until something is added.
+class Buffers(AbstractWindow):
+    """Sums for one tile and part, zero until something is added.
 
-    A key is a use name where uses are stored apart, else a parameter name.
+    Args:
+        rows: Of the tile, in whole units.
+        like: A tensor of their type, on their device.
     """
 
     def __init__(self, rows: int, like: Tensor) -> None:
         self._rows = rows
         self._like = like
-        self._blocks: dict[str, Tensor] = {}
-        self._triangles: dict[str, Triangle] = {}
-        self._swapped: dict[str, Swapped] = {}
+        self._sums: dict[Form, Tensor] = {}
 
-    def block(self, key: str, columns: int) -> Tensor:
-        """The block of a target, ``[rows, columns]``, to be added to in place."""
-        if key not in self._blocks:
-            self._blocks[key] = self._like.new_zeros(self._rows, columns)
-        return self._blocks[key]
-
-    def triangle(self, key: str, columns: int, width: int, skip: int) -> Tensor:
-        """Sums for a diagonal block that is symmetric in its inputs, ``[units, outputs - skip, width (width + 1) / 2]``.
-
-        Args:
-            key: The target.
-            columns: Of its block.
-            width: Inputs of the layer.
-            skip: Leading output units whose columns are not needed.
-        """
-        if key not in self._triangles:
-            pairs = width * (width + 1) // 2
-            sums = self._like.new_zeros(self._rows // width, columns // width - skip, pairs)
-            self._triangles[key] = Triangle(sums, columns, width, skip)
-        return self._triangles[key].sums
-
-    def swapped(self, key: str, columns: int, width: int, outputs: int) -> Tensor:
-        """Sums for a block of two layers, ``[units, outputs, columns / outputs * width]``.
-
-        Args:
-            key: The target.
-            columns: Of its block.
-            width: Inputs of the source.
-            outputs: Of the target.
-        """
-        if key not in self._swapped:
-            sums = self._like.new_zeros(self._rows // width, outputs, width * (columns // outputs))
-            self._swapped[key] = Swapped(sums, columns, width)
-        return self._swapped[key].sums
+    @override
+    def take(self, form: Form) -> Tensor:
+        if form not in self._sums:
+            self._sums[form] = self._like.new_zeros(self._rows // form.unit_rows, *form.shape)
+        return self._sums[form]
 
     def unfold(self) -> None:
         """Turn what was summed in another order into blocks."""
-        held: list[tuple[str, Triangle | Swapped]] = [*self._triangles.items(), *self._swapped.items()]
-        self._triangles.clear()
-        self._swapped.clear()
-        while held:
-            key, sums = held.pop()
-            sums.add_to(self.block(key, sums.columns))
+        for form in [form for form in self._sums if not isinstance(form, Block)]:
+            form.unfold(self._sums.pop(form), self.take(Block(form.key, form.columns)))
 
     def assemble(
         self, panel: PanelSpec, span: Span, drop: int, members: Mapping[str, tuple[str, ...]], decay: float = 0.0
@@ -142,8 +173,9 @@ class Buffers:
         for name, size in panel.targets:
             skip = max(0, first - offset)
             for key in members.get(name, ()):
-                if skip < size and key in self._blocks:
-                    piece = self._blocks[key][drop : drop + span.size, skip:].cpu().numpy()
+                block = self._sums.get(Block(key, size))
+                if skip < size and block is not None:
+                    piece = block[drop : drop + span.size, skip:].cpu().numpy()
                     where = result[:, offset + skip - first : offset + size - first]
                     np.add(where, piece, out=where)
             offset += size
@@ -156,3 +188,22 @@ class Buffers:
                 "undefined at this point (a square root or norm at 0, a division by 0). Use float64, or move off that point."
             )
         return result
+
+
+@final
+class Window(AbstractWindow):
+    """Of buffers.
+
+    Args:
+        buffers: The sums.
+        first: First row.
+        rows: Their number.
+    """
+
+    def __init__(self, buffers: Buffers, first: int, rows: int) -> None:
+        self._buffers = buffers
+        self._span = Span(first, first + rows)
+
+    @override
+    def take(self, form: Form) -> Tensor:
+        return self._buffers.take(form)[self._span.start // form.unit_rows : self._span.stop // form.unit_rows]

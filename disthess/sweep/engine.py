@@ -25,12 +25,14 @@ from disthess.rules.base import Stack, Units
 from disthess.store.layout import Layout, PanelSpec
 from disthess.sweep.abstract import AbstractEngine
 from disthess.sweep.activation import ActivationSink, Place, activation_targets, unit_activations
-from disthess.sweep.buffers import Buffers
+from disthess.sweep.buffers import AbstractWindow, Buffers, Window
 from disthess.sweep.frame import Frame
 from disthess.sweep.panel import OutputSink, ParameterSink, SweptLayer, SymmetricBlock, Targets
 from disthess.sweep.primal import Primal
 from disthess.sweep.wave import forward, reverse
 from disthess.types import Part, Span
+
+Windows = Mapping[Part, AbstractWindow]
 
 
 @final
@@ -70,8 +72,12 @@ class GraphEngine(AbstractEngine):
         buffers = {part: Buffers(units.size * plan.unit_rows, like) for part in self._layout.parts}
         with torch.no_grad():
             for block in plan.blocks(units):
-                offset = (block.start - units.start) * plan.unit_rows
-                self._block(plan, panels, apart, block, offset, skip, buffers)
+                first = (block.start - units.start) * plan.unit_rows
+                windows = {part: Window(held, first, block.size * plan.unit_rows) for part, held in buffers.items()}
+                if plan.basis == "activation":
+                    self._activation_block(plan, panels, block, windows)
+                else:
+                    self._block(plan, panels, apart, block, skip, windows)
         for held in buffers.values():
             held.unfold()
         drop = span.start - units.start * plan.unit_rows
@@ -85,40 +91,28 @@ class GraphEngine(AbstractEngine):
         }
 
     def _block(
-        self,
-        plan: SourcePlan,
-        panels: Sequence[PanelSpec],
-        apart: bool,
-        block: Span,
-        offset: int,
-        skip: int,
-        buffers: Mapping[Part, Buffers],
+        self, plan: SourcePlan, panels: Sequence[PanelSpec], apart: bool, block: Span, skip: int, windows: Windows
     ) -> None:
-        if plan.basis == "activation":
-            self._activation_block(plan, panels, block, offset, buffers)
-            return
         for number, primal in enumerate(self._primals):
             leaves = source_leaves(primal.graph, plan.uses, plan.parameter)
             targets = _targets(primal.graph, panels, apart)
             passed = self._passed(number, plan.source, targets.keys)
             for frame in self._frames_of(number, plan, leaves, block):
                 if plan.basis == "parameter":
-                    self._parameter_block(frame, plan, leaves, targets, passed, block, offset, buffers)
+                    self._parameter_block(frame, plan, leaves, targets, passed, block, windows)
                 else:
-                    self._output_block(frame, leaves[0], targets, passed, block, offset, skip, buffers)
+                    self._output_block(frame, leaves[0], targets, passed, block, skip, windows)
 
-    def _activation_block(
-        self, plan: SourcePlan, panels: Sequence[PanelSpec], block: Span, offset: int, buffers: Mapping[Part, Buffers]
-    ) -> None:
+    def _activation_block(self, plan: SourcePlan, panels: Sequence[PanelSpec], block: Span, windows: Windows) -> None:
         before = 0
         for number, primal in enumerate(self._primals):
             source, targets = activation_targets(primal.graph, panels[0])
             passed = self._passed(number, plan.source, targets)
             for frame in self._microbatches(number, plan):
                 tangents = forward(frame, {source: unit_activations(frame, source, block)})
-                for part, held in buffers.items():
-                    place = Place(offset, self._layout.activation_samples, before + frame.span.start)
-                    reverse(frame, tangents, part, passed, ActivationSink(targets, held, place))
+                for part, window in windows.items():
+                    place = Place(self._layout.activation_samples, before + frame.span.start)
+                    reverse(frame, tangents, part, passed, ActivationSink(targets, window, place))
             before += primal.samples
 
     def _passed(self, number: int, source: str, targets: Iterable[int]) -> tuple[int, ...]:
@@ -173,14 +167,13 @@ class GraphEngine(AbstractEngine):
         targets: Targets,
         passed: Sequence[int],
         block: Span,
-        offset: int,
-        buffers: Mapping[Part, Buffers],
+        windows: Windows,
     ) -> None:
         value = self._parameters[plan.parameter]
         ones = torch.arange(block.start, block.stop, device=value.device)
         tangents = forward(frame, dict.fromkeys(leaves, Units(tuple(value.shape), ones)))
-        for part, held in buffers.items():
-            reverse(frame, tangents, part, passed, ParameterSink(targets, held, offset))
+        for part, window in windows.items():
+            reverse(frame, tangents, part, passed, ParameterSink(targets, window))
 
     def _output_block(
         self,
@@ -189,9 +182,8 @@ class GraphEngine(AbstractEngine):
         targets: Targets,
         passed: Sequence[int],
         block: Span,
-        offset: int,
         skip: int,
-        buffers: Mapping[Part, Buffers],
+        windows: Windows,
     ) -> None:
         index, slot = consumer(frame.primal.graph, leaf)
         call = frame.call(index)
@@ -204,8 +196,8 @@ class GraphEngine(AbstractEngine):
         width = frame.node(index).shape[-1]
         square = inputs.shape[1] == 1 and frame.node(leaf).shape == (width, inputs.shape[2])
         symmetric = SymmetricBlock(leaf, skip) if square else None
-        for part, held in buffers.items():
-            sink = OutputSink(targets, held, SweptLayer(index, inputs, block), offset, symmetric)
+        for part, window in windows.items():
+            sink = OutputSink(targets, window, SweptLayer(index, inputs, block), symmetric)
             reverse(frame, tangents, part, passed, sink)
 
 

@@ -23,7 +23,7 @@ from typing_extensions import override
 
 from disthess.planning.memory import CACHE_BYTES
 from disthess.rules.base import Call, Stack, ThinRows
-from disthess.sweep.buffers import Buffers
+from disthess.sweep.buffers import AbstractWindow, Block, Swapped, Triangle
 from disthess.sweep.frame import Frame
 from disthess.sweep.thin import add_own, add_pairs, keeps_units
 from disthess.sweep.wave import AbstractSink, per_sample_rows
@@ -41,6 +41,10 @@ class Targets:
 
     keys: Mapping[int, str]
     sizes: Mapping[int, int]
+
+    def block(self, leaf: int) -> Block:
+        """Where a leaf's rows add up."""
+        return Block(self.keys[leaf], self.sizes[leaf])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +77,11 @@ class SweptLayer:
 
 @final
 class ParameterSink(AbstractSink):
-    """Adds summed cotangents to rows ``[offset, offset + K)`` of the buffers."""
+    """Adds summed cotangents to the K rows of a window."""
 
-    def __init__(self, targets: Targets, buffers: Buffers, offset: int) -> None:
+    def __init__(self, targets: Targets, window: AbstractWindow) -> None:
         self._targets = targets
-        self._buffers = buffers
-        self._offset = offset
+        self._window = window
 
     @property
     @override
@@ -87,37 +90,33 @@ class ParameterSink(AbstractSink):
 
     @override
     def take(self, leaf: int, rows: Stack) -> None:
-        block = self._buffers.block(self._targets.keys[leaf], self._targets.sizes[leaf])
-        block[self._offset : self._offset + len(rows)] += rows.reshape(len(rows), -1)
+        self._window.take(self._targets.block(leaf)).add_(rows.reshape(len(rows), -1))
 
 
 @final
 class OutputSink(AbstractSink):
-    """Multiplies per-sample rows by the source's input rows and adds them to the buffers.
+    """Multiplies per-sample rows by the source's input rows and adds them to a window.
 
     Args:
         targets: The targets.
-        buffers: Where rows add up.
+        window: Where rows add up.
         layer: The source.
-        offset: First buffer row.
         symmetric: The source's own diagonal block, if it is symmetric as above, else None.
     """
 
     def __init__(
         self,
         targets: Targets,
-        buffers: Buffers,
+        window: AbstractWindow,
         layer: SweptLayer,
-        offset: int,
         symmetric: SymmetricBlock | None,
     ) -> None:
         self._targets = targets
-        self._buffers = buffers
+        self._window = window
         self._samples, self._rows, self._width = layer.inputs.shape
         self._inputs = layer.inputs.permute(2, 1, 0).reshape(self._width, self._rows * self._samples).contiguous()
         self._layer = layer
         self._units = layer.units.size
-        self._offset = offset
         self._symmetric = symmetric
 
     @property
@@ -156,34 +155,28 @@ class OutputSink(AbstractSink):
 
     def _add(self, leaf: int, units: slice, rows: Tensor) -> None:
         """``block[(o, j), :] += sum_(r, n) x[j, (r, n)] rows[o, (r, n), :]``."""
-        block = self._buffers.block(self._targets.keys[leaf], self._targets.sizes[leaf])
-        count = units.stop - units.start
-        start = self._offset + units.start * self._width
-        where = block[start : start + count * self._width].view(count, self._width, -1)
+        block = self._window.take(self._targets.block(leaf)).view(self._units, self._width, -1)
+        where = block[units]
         # Written with out=, not in place: torch's FLOP counter sees the one and not the other.
-        torch.baddbmm(where, self._inputs.expand(count, -1, -1), rows, out=where)
+        torch.baddbmm(where, self._inputs.expand(len(where), -1, -1), rows, out=where)
 
     def _add_thin(self, leaf: int, thin: ThinRows) -> None:
         """`disthess.sweep.thin`."""
         key, size, outputs = self._targets.keys[leaf], self._targets.sizes[leaf], thin.deltas.shape[1]
-        first = self._offset // self._width
-        units = slice(first, first + self._units)
         if thin.bent is not None:
-            sums = self._buffers.swapped(key, size, self._width, outputs)
-            add_pairs(sums[units], thin.bent, self._inputs, thin.inputs)
+            sums = self._window.take(Swapped(key, size, self._width, outputs))
+            add_pairs(sums, thin.bent, self._inputs, thin.inputs)
         if thin.moved is not None:
-            block = self._buffers.block(key, size).view(-1, self._width, outputs, size // outputs)
-            add_own(block[units], thin.moved, self._inputs, thin.deltas, self._layer.units.start)
+            block = self._window.take(Block(key, size)).view(self._units, self._width, outputs, size // outputs)
+            add_own(block, thin.moved, self._inputs, thin.deltas, self._layer.units.start)
 
     def _add_symmetric(self, leaf: int, cotangent: Stack, skip: int) -> None:
         """``sum_n Hzz[o, n, a] x[j, n] x[b, n]`` for the pairs ``j <= b``; the buffers unfold it once, at the end."""
         curvature = cotangent.reshape(self._units, self._samples, -1)[:, :, skip:].transpose(1, 2)
         outputs = curvature.shape[1]
         flat = curvature.reshape(-1, self._samples)
-        key, size = self._targets.keys[leaf], self._targets.sizes[leaf]
-        triangle = self._buffers.triangle(key, size, self._width, skip)
-        first = self._offset // self._width
-        where = triangle[first : first + self._units].view(self._units * outputs, -1)
+        form = Triangle(self._targets.keys[leaf], self._targets.sizes[leaf], self._width, skip)
+        where = self._window.take(form).view(self._units * outputs, -1)
         low, high = torch.triu_indices(self._width, self._width, device=cotangent.device)
         step = max(1, CACHE_BYTES // (self._samples * self._inputs.element_size()))
         for start in range(0, len(low), step):

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from disthess.graph.waves import leading_to
 from disthess.rules.base import Stack
-from disthess.sweep.buffers import Buffers
+from disthess.sweep.buffers import Block, Buffers
 from disthess.sweep.frame import Frame
 from disthess.sweep.panel import ParameterSink, Targets
 from disthess.sweep.primal import Primal
@@ -53,8 +53,8 @@ def probe_products(
             for start in range(0, primal.samples, samples):
                 frame = Frame(primal, Span(start, min(start + samples, primal.samples)))
                 tangents = forward(frame, seeds)
-                reverse(frame, tangents, part, passed, ParameterSink(targets, held, 0))
-    return torch.cat([held.block(name, size) for name, size in sizes.items()], dim=1)
+                reverse(frame, tangents, part, passed, ParameterSink(targets, held))
+    return torch.cat([held.take(Block(name, size)) for name, size in sizes.items()], dim=1)
 
 
 def whole_products(primal: Primal, parameters: Mapping[str, Tensor], vectors: Tensor) -> Tensor:
