@@ -22,6 +22,7 @@ from typing_extensions import override
 from disthess.graph.batch import rows_by_sample
 from disthess.rules.base import AbstractRule, Call, Stack, Stacks, ThinRows, Units
 from disthess.rules.columns import add_columns
+from disthess.rules.products import product
 
 INPUT, WEIGHT, BIAS = 0, 1, 2
 
@@ -39,12 +40,11 @@ class LinearRule(AbstractRule):
     def tangent(self, call: Call, tangents: Stacks) -> Stack:
         total: Tensor | None = None
         if INPUT in tangents:
-            total = torch.matmul(tangents[INPUT], call.inputs[WEIGHT].T)
+            total = product(tangents[INPUT], call.inputs[WEIGHT].T)
         if WEIGHT in tangents:
             rows = call.inputs[INPUT].reshape(-1, call.inputs[INPUT].shape[-1])
-            product = torch.matmul(rows, tangents[WEIGHT].transpose(1, 2))
-            product = product.reshape(-1, *call.output.shape)
-            total = product if total is None else total + product
+            term = torch.matmul(rows, tangents[WEIGHT].transpose(1, 2)).reshape(-1, *call.output.shape)
+            total = term if total is None else total + term
         if BIAS in tangents:
             shift = tangents[BIAS].reshape(-1, *[1] * (call.output.ndim - 1), call.output.shape[-1])
             total = shift.expand(-1, *call.output.shape) if total is None else total + shift
@@ -58,7 +58,7 @@ class LinearRule(AbstractRule):
     ) -> dict[int, Stack]:
         found: dict[int, Stack] = {}
         if INPUT in wanted:
-            terms = [] if cotangent is None else [torch.matmul(cotangent, call.inputs[WEIGHT])]
+            terms = [] if cotangent is None else [product(cotangent, call.inputs[WEIGHT])]
             if WEIGHT in tangents:
                 rows = call.delta.reshape(-1, call.delta.shape[-1])
                 terms.append(torch.matmul(rows, tangents[WEIGHT]).reshape(-1, *call.inputs[INPUT].shape))

@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from disthess.planning.memory import CACHE_BYTES
 from disthess.rules.base import Call, Stack, ThinRows
+from disthess.rules.products import add_product, add_products
 from disthess.sweep.buffers import AbstractWindow, Block, Swapped, Triangle
 from disthess.sweep.frame import Frame
 from disthess.sweep.thin import add_own, add_pairs, keeps_units
@@ -156,9 +157,7 @@ class OutputSink(AbstractSink):
     def _add(self, leaf: int, units: slice, rows: Tensor) -> None:
         """``block[(o, j), :] += sum_(r, n) x[j, (r, n)] rows[o, (r, n), :]``."""
         block = self._window.take(self._targets.block(leaf)).view(self._units, self._width, -1)
-        where = block[units]
-        # Written with out=, not in place: torch's FLOP counter sees the one and not the other.
-        torch.baddbmm(where, self._inputs.expand(len(where), -1, -1), rows, out=where)
+        add_products(block[units], self._inputs, rows)
 
     def _add_thin(self, leaf: int, thin: ThinRows) -> None:
         """`disthess.sweep.thin`."""
@@ -182,8 +181,7 @@ class OutputSink(AbstractSink):
         for start in range(0, len(low), step):
             chunk = slice(start, start + step)
             pairs = self._inputs[low[chunk]] * self._inputs[high[chunk]]
-            part = where[:, chunk]
-            torch.addmm(part, flat, pairs.T, out=part)
+            add_product(where[:, chunk], flat, pairs.T)
 
 
 def _places(frame: Frame, index: int, slots: Iterable[int]) -> list[int]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from disthess.graph.ir import Graph
 from disthess.planning.memory import CACHE_BYTES
 from disthess.rules.elementwise import ElementwiseRule
+from disthess.rules.products import add_product
 from disthess.rules.table import rule_for
 
 if TYPE_CHECKING:
@@ -56,9 +57,7 @@ def add_pairs(sums: Tensor, bent: Stack, inputs: Tensor, others: Tensor) -> None
     step = max(1, CACHE_BYTES // (second.numel() * second.element_size()))
     for start in range(0, len(inputs), step):
         pairs = (inputs[start : start + step, None] * second).flatten(0, 1)
-        part = where[:, start * len(second) : start * len(second) + len(pairs)]
-        # Written with out=, not in place: torch's FLOP counter sees the one and not the other.
-        torch.addmm(part, flat, pairs.T, out=part)
+        add_product(where[:, start * len(second) : start * len(second) + len(pairs)], flat, pairs.T)
 
 
 def add_own(block: Tensor, moved: Tensor, inputs: Tensor, deltas: Tensor, first: int) -> None:

@@ -42,7 +42,7 @@ from disthess.sweep.engine import GraphEngine
 TARGETS = {"mlp": 10.0, "cnn": 6.0, "rnn": 8.0, "gpt": 8.0}
 """Times faster than the best peer that were aimed at in float32; two thirds of it in float64."""
 
-PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "convolution", "convolution_backward")
+PRODUCTS = ("_linear_pointwise", "mm", "bmm", "addmm", "baddbmm", "convolution", "convolution_backward")
 ENOUGH_SECONDS, FEWEST, MOST = 0.02, 3, 200
 """An operation is repeated for so long, at least and at most so often."""
 
