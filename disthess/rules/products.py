@@ -18,6 +18,9 @@ from torch import Tensor
 LEAST = 1 << 20
 """Multiply-adds from which asking oneDNN pays: a call of it takes some ten microseconds more."""
 
+PIECE = 1 << 20
+"""Entries of a sum that oneDNN's products are made for at a time: it cannot add to what is there, and a piece stays in cache."""
+
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """``left right``: ``[..., k]`` by ``[k, n]``."""
@@ -30,7 +33,9 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """``total += left right`` in place: ``[m, n]``, ``[m, k]`` by ``[k, n]``."""
     if _gains(left, right):
-        total += product(left, right)
+        step = max(1, PIECE // len(left))
+        for first in range(0, right.shape[1], step):
+            total[:, first : first + step] += product(left, right[:, first : first + step])
     else:
         torch.addmm(total, left, right, out=total)
 
@@ -39,7 +44,7 @@ def add_products(totals: Tensor, left: Tensor, rights: Tensor) -> None:
     """``totals[u] += left rights[u]`` in place: ``[u, m, n]``, ``[m, k]`` by ``[u, k, n]``."""
     if _gains(left, rights[0]):
         for total, right in zip(totals, rights, strict=True):
-            total += product(left, right)
+            add_product(total, left, right)
     else:
         torch.baddbmm(totals, left.expand(len(totals), -1, -1), rights, out=totals)
 

@@ -55,6 +55,23 @@ def test_the_faster_library_is_asked_for_large_products_alone() -> None:
             products.product(large.double(), large.double())
 
 
+@faster
+def test_a_sum_is_added_to_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    left, right = torch.randn(64, 300), torch.randn(300, 1000)
+    whole, pieces = torch.zeros(64, 1000), torch.zeros(64, 1000)
+    sizes: list[int] = []
+    multiply = products.product
+    with torch.no_grad():
+        products.add_product(whole, left, right)
+        monkeypatch.setattr(products, "PIECE", 64 * 300)
+        monkeypatch.setattr(products, "product", lambda a, b: sizes.append(b.shape[1]) or multiply(a, b))
+        products.add_product(pieces, left, right)
+    assert sizes == [300, 300, 300, 100]
+    torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(whole.double(), left.double() @ right.double(), rtol=1e-5, atol=1e-3)
+
+
 def test_what_is_differentiated_is_left_to_autograd() -> None:
     left, right = torch.randn(128, 128, requires_grad=True), torch.randn(128, 128)
     products.product(left, right).sum().backward()
