@@ -20,7 +20,6 @@ def add_columns(total: Stack | None, like: Tensor, axis: int, columns: Tensor, m
         columns: One for each tangent, ``[K]``.
         moved: ``[K, *rest]``: the axes of ``like`` but that one.
     """
-    # Made from what moves, not from what is there for all stacks: a recording of this may be played again.
     whole = moved.new_zeros(len(moved), *like.shape) if total is None else total.contiguous()
     before, after = math.prod(like.shape[:axis]), math.prod(like.shape[axis + 1 :])
     where = whole.view(len(moved), before, like.shape[axis], after)
