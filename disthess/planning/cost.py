@@ -104,9 +104,15 @@ def _block(
             if wave.part in parts:
                 total += (wave.later if place else wave.first).at(tangents, samples)
                 total += samples * _repeated(sweep.rows, wave, units, samples, workload.dtype_bytes)
-                if wave.symmetric:
-                    total += samples * units * (cost.units - skip) * (plan.unit_rows * (plan.unit_rows + 1) // 2)
+                total += samples * units * wave.per_unit
+                if wave.own:
+                    total += samples * tangents * (cost.units - skip) * _own(sweep.rows, plan.unit_rows)
     return total * run.size // run.captured
+
+
+def _own(rows: int, width: int) -> int:
+    """Of the source's own block, per sample, tangent and output: pairs of inputs, or rows and their products with inputs."""
+    return width * (width + 1) // 2 if rows == 1 else width * (rows + width)
 
 
 def _repeated(rows: int, wave: ReverseWork, units: int, samples: int, dtype_bytes: int) -> int:

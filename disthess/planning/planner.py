@@ -30,6 +30,10 @@ Method = Literal["graph", "autograd"]
 MAX_TILES = 1_000_000
 """More are refused: a plan holds some hundred bytes for each, and so does a store's metadata."""
 
+SMALL_PRODUCTS = 2
+"""Times longer that a multiply-add takes in the parameter basis, whose products are convolutions and many small matrices; those of
+the output basis are a few large ones."""
+
 Targets = tuple[tuple[str, int], ...]
 """(name, numel) of each target, in column order."""
 
@@ -230,14 +234,17 @@ class _Planner:
             self._tiles.append(_Draft(cost.level, tile, 2 * done.products))
 
     def _sweep(self, cost: SourceCost, columns: int) -> tuple[SourcePlan, RowTiling]:
-        """The cheapest way to sweep a source, by multiply-adds."""
+        """The cheapest way to sweep a source, by multiply-adds and how fast they are."""
         ways = []
         for basis in self._bases(cost):
             unit_rows = cost.unit_rows if basis in ("output", "activation") else 1
             tiling = self._tiling(cost, columns, unit_rows)
             plan = source_plan(cost, basis, tiling.rows, self._work.largest_batch, self._work.dtype_bytes)
-            whole = tile_cost(cost, plan, Span(0, cost.rows), 0, self._work, self._request.parts)
-            ways.append((whole.total, plan, tiling))
+            # Tiles leave out the columns of their own block that earlier ones have: on average, half of what the last one does.
+            skip = (cost.rows - tiling.rows) // (2 * plan.unit_rows)
+            whole = tile_cost(cost, plan, Span(0, cost.rows), skip, self._work, self._request.parts)
+            slowness = SMALL_PRODUCTS if basis == "parameter" else 1
+            ways.append((whole.products * slowness + whole.entries, plan, tiling))
         _, plan, tiling = min(ways, key=lambda way: way[0])
         return plan, tiling
 

@@ -43,14 +43,16 @@ class ReverseWork:
         later: On the others.
         repeated: (entries, multiply-adds) of leaves whose rows are formed sample by sample: what is done anew for each
             sample and each group of units.
-        symmetric: Whether the source's own block is formed from pairs of inputs (output basis).
+        own: Whether the source's own block is formed from its curvature (output basis): `cost` counts that.
+        per_unit: Multiply-adds per unit, whatever its rows, and sample (output basis).
     """
 
     part: Part
     first: Work
     later: Work
     repeated: tuple[tuple[int, int], ...] = ()
-    symmetric: bool = False
+    own: bool = False
+    per_unit: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from disthess.graph.batch import rows_by_sample
 from disthess.graph.ir import BatchAxis, Node
 
 T = TypeVar("T")
@@ -181,6 +182,17 @@ class AbstractRule(abc.ABC):
         Then unit vectors of the output suffice for the panel of that slot (the output basis). None otherwise.
         """
         return None
+
+    @property
+    def source_axis(self) -> int:
+        """Axis of the output that the o of `source_rows` runs over."""
+        return -1
+
+    def source_outputs(self, call: Call, stack: Stack) -> Stack:
+        """A stack at the output in the order of `source_rows`: ``[K, *output]`` to ``[K, n, R, o]``."""
+        axis = self.source_axis
+        last = stack.movedim(axis if axis < 0 else axis + 1, -1)
+        return rows_by_sample(last, call.batch, call.samples, lead=1)
 
     def entry_multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
         """Multiply-adds of applying D to one tangent that are done entry by entry, from input shapes and output shape.

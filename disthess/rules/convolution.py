@@ -3,6 +3,9 @@
 With ``f = C(x, w) + b``: ``f' = C(x', w) + C(x, w') + b'``; to x: ``C(., w)^T f'' + C(., w')^T delta``; to w likewise; to b the sum
 of ``f''``. K tangents of a value that has a batch axis are K times as many samples of one convolution; K of one that has none are
 K times as many channels of it. Grouped convolutions, asymmetric padding and inputs without batch axis go by autograd.
+
+Place by place it is a dense layer: ``f[n, s, o] = sum_j w[o, j] x[n, s, j]`` with j a channel and a tap of the kernel, and x what
+they see from place s. So rows of a weight sample by sample are ``sum_s f''[n, s, o] x[n, s, j] + delta[n, s, o] x'[n, s, j]``.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from disthess.graph.batch import rows_by_sample
 from disthess.rules.base import AbstractRule, Call, Stack, Stacks, Units
 from disthess.rules.columns import add_columns
 from disthess.rules.generic import GenericRule
+from disthess.rules.outer import outers_per_sample
 
 INPUT, WEIGHT, BIAS = 0, 1, 2
 
@@ -46,8 +51,9 @@ class _Geometry:
             source, weight, None, self.stride, self.padding, self.dilation, self.transposed, self.extra, 1
         )
 
-    def windows(self, padded: Tensor, taps: Sequence[int], places: Sequence[int]) -> Tensor:
-        """What the kernel's taps see, a view: ``[channels, *taps, n, *places]`` of padded inputs ``[n, channels, ...]``."""
+    def windows(self, inputs: Tensor, taps: Sequence[int], places: Sequence[int]) -> Tensor:
+        """What the kernel's taps see, a view: ``[channels, *taps, n, *places]`` of inputs ``[n, channels, ...]``."""
+        padded = torch.nn.functional.pad(inputs, [size for size in reversed(self.padding) for _ in range(2)])
         samples, channels, *steps = padded.stride()
         moves = [step * gap for step, gap in zip(steps, self.dilation, strict=True)]
         jumps = [step * gap for step, gap in zip(steps, self.stride, strict=True)]
@@ -130,18 +136,47 @@ class ConvolutionRule(AbstractRule):
         geometry = self._geometry(call)
         if slot != WEIGHT or geometry is None or self._transposed:
             return super().add_units(call, slot, units, total)
-        around = [size for size in reversed(geometry.padding) for _ in range(2)]
-        padded = torch.nn.functional.pad(call.inputs[INPUT], around)
         # W' has its one at [o, c, tap]: that output channel moves by an input channel, shifted.
         outputs, *inner = units.places
-        moved = geometry.windows(padded, call.inputs[WEIGHT].shape[2:], call.output.shape[2:])[tuple(inner)]
+        moved = geometry.windows(call.inputs[INPUT], call.inputs[WEIGHT].shape[2:], call.output.shape[2:])[tuple(inner)]
         return add_columns(total, call.output, 1, outputs, moved)
 
     @override
     def cotangent_per_sample(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> Stack | None:
-        if slot != BIAS or cotangent is None or call.batch is None or call.batch.rows_per_sample != 1:
+        if slot == BIAS and cotangent is not None and call.batch is not None and call.batch.rows_per_sample == 1:
+            return cotangent.flatten(3).sum(3) if cotangent.ndim > 3 else cotangent
+        inputs = self.source_rows(call, slot)
+        if inputs is None:
             return None
-        return cotangent.flatten(3).sum(3) if cotangent.ndim > 3 else cotangent
+        pairs = [] if cotangent is None else [(self.source_outputs(call, cotangent), inputs)]
+        if INPUT in tangents:
+            pairs.append((self.source_outputs(call, call.delta[None])[0], self._seen(call, tangents[INPUT])))
+        rows = outers_per_sample(pairs)
+        return None if rows is None else rows.unflatten(3, call.inputs[WEIGHT].shape[1:])
+
+    @override
+    def source_rows(self, call: Call, slot: int) -> Tensor | None:
+        if slot != WEIGHT or self._transposed or self._geometry(call) is None:
+            return None
+        if any(axis is not None and axis.dim for axis in (call.batch, call.batch_inputs[INPUT])):
+            return None
+        return call.once("source rows", lambda: self._seen(call, call.inputs[INPUT][None])[0].contiguous())
+
+    @property
+    @override
+    def source_axis(self) -> int:
+        return 1
+
+    def _seen(self, call: Call, stack: Stack) -> Stack:
+        """What the kernel sees from every place of a sample, ``[K, n, R, channels taps]``."""
+        geometry = self._geometry(call)
+        if geometry is None:
+            raise ValueError("asked of a convolution that goes by autograd")
+        taps = call.inputs[WEIGHT].shape[2:]
+        windows = geometry.windows(stack.flatten(0, 1), taps, call.output.shape[2:])
+        by_place = windows.reshape(-1, *windows.shape[1 + len(taps) :]).movedim(0, -1)
+        apart = by_place.unflatten(0, (len(stack), -1))
+        return rows_by_sample(apart, call.batch, call.samples, lead=1)
 
     def _to_input(self, geometry: _Geometry, call: Call, cotangent: Stack | None, moved: Stack | None) -> list[Stack]:
         x, weight = call.inputs[INPUT], call.inputs[WEIGHT]

@@ -12,7 +12,6 @@ A unit vector of W moves one output by one input: no product is needed for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -22,12 +21,10 @@ from typing_extensions import override
 from disthess.graph.batch import rows_by_sample
 from disthess.rules.base import AbstractRule, Call, Stack, Stacks, ThinRows, Units
 from disthess.rules.columns import add_columns
+from disthess.rules.outer import add_batch, outers_per_sample
 from disthess.rules.products import product
 
 INPUT, WEIGHT, BIAS = 0, 1, 2
-
-FEW_ROWS = 32
-"""Rows of a sample up to which two products of its rows are faster as one."""
 
 
 @final
@@ -108,7 +105,7 @@ class LinearRule(AbstractRule):
         if INPUT in tangents:
             moved = rows_by_sample(tangents[INPUT], call.batch_inputs[INPUT], n, lead=1)
             pairs.append((rows_by_sample(call.delta, call.batch, n), moved))
-        return _outers_per_sample(pairs)
+        return outers_per_sample(pairs)
 
     @override
     def thin_rows(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> ThinRows | None:
@@ -152,43 +149,4 @@ def _outer(left: Tensor, right: Tensor, total: Tensor | None) -> Tensor:
     count = left.shape[0] if left.ndim == 3 else right.shape[0]
     # Strides, not copies: the product takes a transposed operand as it is, and one that all tangents share.
     left, right = left.expand(count, *left.shape[-2:]), right.expand(count, *right.shape[-2:])
-    return _add_product(left.transpose(1, 2), right, total)
-
-
-def _outers_per_sample(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
-    """The sum over (left, right) of `_outer_per_sample`."""
-    if len(pairs) == 2 and 1 < pairs[0][0].shape[-2] <= FEW_ROWS:
-        # The sum of two thin products is one product of twice as many rows: written once, and less thin.
-        count = max(part.shape[0] for pair in pairs for part in pair if part.ndim == 4)
-        left, right = (
-            torch.cat([part.expand(count, *part.shape[-3:]) for part in side], dim=2)
-            for side in zip(*pairs, strict=True)
-        )
-        rows = torch.bmm(left.flatten(0, 1).transpose(1, 2), right.flatten(0, 1))
-        return rows.unflatten(0, (count, -1))
-    total = None
-    for left, right in pairs:
-        total = _outer_per_sample(left, right, total)
-    return total
-
-
-def _outer_per_sample(left: Tensor, right: Tensor, total: Tensor | None) -> Tensor:
-    """``sum_r left[(k,) n, r, o] right[(k,) n, r, i]``, added to ``total`` in place if given: ``[K, n, o, i]``."""
-    if left.shape[-2] == 1:
-        left = left.transpose(-1, -2)
-        return left * right if total is None else total.addcmul_(left, right)
-    count = left.shape[0] if left.ndim == 4 else right.shape[0]
-    left, right = left.expand(count, *left.shape[-3:]), right.expand(count, *right.shape[-3:])
-    if total is None:
-        total = left.new_empty(count, left.shape[1], left.shape[3], right.shape[3])
-        for tangent in range(count):
-            torch.bmm(left[tangent].transpose(1, 2), right[tangent], out=total[tangent])
-        return total
-    for tangent in range(count):
-        _add_product(left[tangent].transpose(1, 2), right[tangent], total[tangent])
-    return total
-
-
-def _add_product(left: Tensor, right: Tensor, total: Tensor | None) -> Tensor:
-    # With out=, not in place: torch's FLOP counter sees the one and not the other.
-    return torch.bmm(left, right) if total is None else torch.baddbmm(total, left, right, out=total)
+    return add_batch(left.transpose(1, 2), right, total)

@@ -16,7 +16,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from disthess.errors import GraphError
-from disthess.graph.batch import rows_from_sample
 from disthess.graph.ir import Graph
 from disthess.graph.readers import table_lookups, table_readers
 from disthess.graph.waves import leading_to, source_leaves
@@ -27,7 +26,7 @@ from disthess.sweep.abstract import AbstractEngine
 from disthess.sweep.activation import ActivationSink, Place, activation_targets, unit_activations
 from disthess.sweep.buffers import AbstractWindow, Buffers, Window
 from disthess.sweep.frame import Frame
-from disthess.sweep.panel import OutputSink, ParameterSink, SweptLayer, SymmetricBlock, Targets
+from disthess.sweep.panel import OutputSink, ParameterSink, SweptLayer, Targets
 from disthess.sweep.primal import Primal
 from disthess.sweep.wave import forward, reverse
 from disthess.types import Part, Span
@@ -192,13 +191,10 @@ class GraphEngine(AbstractEngine):
             raise GraphError(
                 f"{frame.node(index).name} has no output basis for {frame.node(leaf).op}; this is a planning fault."
             )
-        tangents = forward(frame, {index: _unit_outputs(frame, index, block, inputs.shape[1])})
-        width = frame.node(index).shape[-1]
-        square = inputs.shape[1] == 1 and frame.node(leaf).shape == (width, inputs.shape[2])
-        symmetric = SymmetricBlock(leaf, skip) if square else None
+        tangents = forward(frame, {index: _unit_outputs(frame, index, block)})
+        layer = SweptLayer(index, leaf, inputs, block, skip)
         for part, window in windows.items():
-            sink = OutputSink(targets, window, SweptLayer(index, inputs, block), symmetric)
-            reverse(frame, tangents, part, passed, sink)
+            reverse(frame, tangents, part, passed, OutputSink(targets, window, layer))
 
 
 def consumer(graph: Graph, leaf: int) -> tuple[int, int]:
@@ -210,15 +206,13 @@ def consumer(graph: Graph, leaf: int) -> tuple[int, int]:
     raise GraphError(f"use {graph.nodes[leaf].name} feeds no node.")
 
 
-def _unit_outputs(frame: Frame, index: int, block: Span, rows: int) -> Stack:
-    """Unit vectors of the node's output: units of ``block`` x R rows of every sample, ``[K, *output]``."""
-    node, value = frame.node(index), frame.value(index)
-    width = value.shape[-1]
-    seed = value.new_zeros(block.size, rows, frame.samples, rows, width)
-    units, places = torch.arange(block.size), torch.arange(rows)
-    seed[units[:, None], places[None, :], :, places[None, :], (units + block.start)[:, None]] = 1
-    flat = seed.reshape(block.size * rows, frame.samples, rows, width)
-    return rows_from_sample(flat, tuple(value.shape), node.batch, frame.samples)
+def _unit_outputs(frame: Frame, index: int, block: Span) -> Stack:
+    """Unit vectors of the node's output: units of ``block`` x R rows, of every sample at once, ``[K, *output]``."""
+    call, value = frame.call(index), frame.value(index)
+    numbers = torch.arange(value.numel(), device=value.device).reshape(1, *value.shape)
+    places = frame.rule(index).source_outputs(call, numbers)[0]  # [n, R, o]
+    ones = places[:, :, block.start : block.stop].permute(2, 1, 0).reshape(-1, len(places))
+    return value.new_zeros(len(ones), value.numel()).scatter_(1, ones, 1.0).view(-1, *value.shape)
 
 
 def _targets(graph: Graph, panels: Sequence[PanelSpec], apart: bool) -> Targets:

@@ -28,6 +28,9 @@ TANGENTS = (2, 3)
 SMALL_ENTRIES = 2048
 """Calls with fewer entries are run, on ones: that is quicker than finding out their shapes."""
 
+MEANINGLESS = (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError)
+"""What operations raise that cannot do without entries."""
+
 Slots = tuple[int, ...]
 
 
@@ -106,6 +109,17 @@ class RuleMeter:
         work = self._measured(index, ("one sample", bent, slots, slot), (1,), alone)[0]
         return Work(per_sample=work.once, per_pair=work.per_tangent), work.once
 
+    def source_rows(self, index: int, slot: int) -> tuple[int, int] | None:
+        """Rows of a sample and inputs of a slot that has an output basis (`AbstractRule.source_rows`), else None."""
+        for device in self._devices(index):
+            try:
+                frame = self._frame(device, self._samples[0])
+                rows = frame.rule(index).source_rows(frame.call(index), slot)
+            except MEANINGLESS:
+                continue
+            return None if rows is None else (rows.shape[1], rows.shape[2])
+        return None
+
     def thin(self, index: int, bent: bool, slots: Slots, slot: int) -> bool:
         """Whether rows of a slot are outer products of one vector a sample, so that `disthess.sweep.thin` multiplies them."""
 
@@ -136,7 +150,7 @@ class RuleMeter:
         for device in devices:
             try:
                 return self._fit(samples, run, device)
-            except (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError):
+            except MEANINGLESS:
                 continue
         return Work(), ()
 

@@ -7,13 +7,14 @@ per-sample rows ``M[n, (o, r), :]`` that the wave leaves at a target,
 
     H[(o, j), :] = sum_{n, r} x[n, r, j] M[n, (o, r), :]
 
-one GEMM per unit; samples must be independent, or be one. On the diagonal block of a use with one row per sample,
-``M = Hzz[n, o, a] x[n, b]`` and the sum is symmetric in (j, b): half of the products suffice.
+one GEMM per unit; samples must be independent, or be one. On the use's own diagonal block ``M[n, (o, r), (a, b)] = sum_s
+Hzz[n, (o, r), (s, a)] x[n, s, b]``, for those outputs a only whose columns no earlier tile has. With one row per sample that sum
+is symmetric in (j, b): half of the products suffice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -26,7 +27,7 @@ from disthess.rules.base import Call, Stack, ThinRows
 from disthess.rules.products import add_product, add_products
 from disthess.sweep.buffers import AbstractWindow, Block, Swapped, Triangle
 from disthess.sweep.frame import Frame
-from disthess.sweep.thin import add_own, add_pairs, keeps_units
+from disthess.sweep.thin import add_first, add_own, add_pairs, contracts_first, keeps_units
 from disthess.sweep.wave import AbstractSink, per_sample_rows
 from disthess.types import Span
 
@@ -49,31 +50,22 @@ class Targets:
 
 
 @dataclass(frozen=True, slots=True)
-class SymmetricBlock:
-    """The source's own diagonal block, where it is symmetric in the inputs.
-
-    Attributes:
-        leaf: The source's leaf.
-        skip: Output units whose columns are not needed (an earlier tile's transpose).
-    """
-
-    leaf: int
-    skip: int
-
-
-@dataclass(frozen=True, slots=True)
 class SweptLayer:
     """A layer whose output units are swept.
 
     Attributes:
         index: Its node.
+        leaf: The source's leaf.
         inputs: Its rows ``x``, ``[n, R, i]``.
         units: The units (the stack is units x R tangents, unit-major).
+        skip: Output units whose columns of the own block are not needed (an earlier tile's transpose).
     """
 
     index: int
+    leaf: int
     inputs: Tensor
     units: Span
+    skip: int
 
 
 @final
@@ -102,23 +94,15 @@ class OutputSink(AbstractSink):
         targets: The targets.
         window: Where rows add up.
         layer: The source.
-        symmetric: The source's own diagonal block, if it is symmetric as above, else None.
     """
 
-    def __init__(
-        self,
-        targets: Targets,
-        window: AbstractWindow,
-        layer: SweptLayer,
-        symmetric: SymmetricBlock | None,
-    ) -> None:
+    def __init__(self, targets: Targets, window: AbstractWindow, layer: SweptLayer) -> None:
         self._targets = targets
         self._window = window
         self._samples, self._rows, self._width = layer.inputs.shape
         self._inputs = layer.inputs.permute(2, 1, 0).reshape(self._width, self._rows * self._samples).contiguous()
         self._layer = layer
         self._units = layer.units.size
-        self._symmetric = symmetric
 
     @property
     @override
@@ -135,33 +119,51 @@ class OutputSink(AbstractSink):
         self, frame: Frame, index: int, call: Call, slot: int, cotangent: Stack | None, tangents: Mapping[int, Stack]
     ) -> None:
         leaf = frame.slots(index)[slot]
-        if self._symmetric is not None and leaf == self._symmetric.leaf and cotangent is not None:
-            self._add_symmetric(leaf, cotangent, self._symmetric.skip)
+        if leaf == self._layer.leaf and cotangent is not None:
+            curvature = frame.rule(index).source_outputs(call, cotangent)[..., self._layer.skip :]
+            if self._rows == 1:
+                self._add_symmetric(leaf, curvature)
+            else:
+                self._add_own(leaf, curvature)
             return
-        if self._rows == 1 and keeps_units(frame.primal.graph, self._layer.index, _places(frame, index, tangents)):
-            thin = frame.rule(index).thin_rows(call, cotangent, tangents, slot)
-            if thin is not None:
-                self._add_thin(leaf, thin)
-                return
+        thin = frame.rule(index).thin_rows(call, cotangent, tangents, slot)
+        if thin is not None and self._pays(thin, frame, index, tangents):
+            self._add_thin(leaf, thin)
+            return
         size = self._targets.sizes[leaf]
-        per_unit = self._rows * self._samples * size * self._inputs.element_size()
-        step = max(1, CACHE_BYTES // max(1, per_unit))
-        for first in range(0, self._units, step):
-            units = slice(first, min(first + step, self._units))
-            stack = slice(units.start * self._rows, units.stop * self._rows)
+        for units, stack in self._pieces(size):
             part = None if cotangent is None else cotangent[stack]
             parts = {key: value[stack] for key, value in tangents.items()}
             rows = per_sample_rows(frame, index, call, slot, part, parts)
             self._add(leaf, units, rows.reshape(units.stop - units.start, self._rows * self._samples, size))
+
+    def _pieces(self, size: int) -> Iterator[tuple[slice, slice]]:
+        """Units, and their tangents, of which rows of so many entries fit the cache."""
+        per_unit = self._rows * self._samples * size * self._inputs.element_size()
+        step = max(1, CACHE_BYTES // max(1, per_unit))
+        for first in range(0, self._units, step):
+            units = slice(first, min(first + step, self._units))
+            yield units, slice(units.start * self._rows, units.stop * self._rows)
 
     def _add(self, leaf: int, units: slice, rows: Tensor) -> None:
         """``block[(o, j), :] += sum_(r, n) x[j, (r, n)] rows[o, (r, n), :]``."""
         block = self._window.take(self._targets.block(leaf)).view(self._units, self._width, -1)
         add_products(block[units], self._inputs, rows)
 
+    def _pays(self, thin: ThinRows, frame: Frame, index: int, tangents: Mapping[int, Stack]) -> bool:
+        """Whether to do without rows."""
+        if self._rows == 1:
+            return keeps_units(frame.primal.graph, self._layer.index, _places(frame, index, tangents))
+        shape = (thin.deltas.shape[1], thin.inputs.shape[1])
+        return contracts_first(self._rows, self._width, shape, thin.bent is not None, thin.moved is not None)
+
     def _add_thin(self, leaf: int, thin: ThinRows) -> None:
         """`disthess.sweep.thin`."""
         key, size, outputs = self._targets.keys[leaf], self._targets.sizes[leaf], thin.deltas.shape[1]
+        if self._rows > 1:
+            block = self._window.take(Block(key, size)).view(self._units, self._width, outputs, size // outputs)
+            add_first(block, thin, self._layer.inputs)
+            return
         if thin.bent is not None:
             sums = self._window.take(Swapped(key, size, self._width, outputs))
             add_pairs(sums, thin.bent, self._inputs, thin.inputs)
@@ -169,14 +171,23 @@ class OutputSink(AbstractSink):
             block = self._window.take(Block(key, size)).view(self._units, self._width, outputs, size // outputs)
             add_own(block, thin.moved, self._inputs, thin.deltas, self._layer.units.start)
 
-    def _add_symmetric(self, leaf: int, cotangent: Stack, skip: int) -> None:
+    def _add_own(self, leaf: int, curvature: Stack) -> None:
+        """``sum_(n, r, s) x[n, r, j] Hzz[(o, r), n, s, a] x[n, s, b]`` from ``Hzz``, ``[K, n, R, a]``."""
+        inputs = self._layer.inputs
+        block = self._window.take(self._targets.block(leaf)).view(self._units, self._width, -1)
+        by_sample = inputs.reshape(-1, self._width).T
+        bent = curvature.unflatten(0, (self._units, self._rows)).permute(0, 2, 1, 4, 3)  # [u, n, r, a, s]
+        for unit, each in enumerate(bent):
+            rows = torch.bmm(each.flatten(1, 2), inputs).view(by_sample.shape[1], -1)
+            add_product(block[unit, :, self._layer.skip * self._width :], by_sample, rows)
+
+    def _add_symmetric(self, leaf: int, curvature: Stack) -> None:
         """``sum_n Hzz[o, n, a] x[j, n] x[b, n]`` for the pairs ``j <= b``; the buffers unfold it once, at the end."""
-        curvature = cotangent.reshape(self._units, self._samples, -1)[:, :, skip:].transpose(1, 2)
-        outputs = curvature.shape[1]
-        flat = curvature.reshape(-1, self._samples)
-        form = Triangle(self._targets.keys[leaf], self._targets.sizes[leaf], self._width, skip)
+        outputs = curvature.shape[-1]
+        flat = curvature[:, :, 0].transpose(1, 2).reshape(-1, self._samples)
+        form = Triangle(self._targets.keys[leaf], self._targets.sizes[leaf], self._width, self._layer.skip)
         where = self._window.take(form).view(self._units * outputs, -1)
-        low, high = torch.triu_indices(self._width, self._width, device=cotangent.device)
+        low, high = torch.triu_indices(self._width, self._width, device=curvature.device)
         step = max(1, CACHE_BYTES // (self._samples * self._inputs.element_size()))
         for start in range(0, len(low), step):
             chunk = slice(start, start + step)

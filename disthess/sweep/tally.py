@@ -18,7 +18,7 @@ from disthess.graph.waves import leading_to
 from disthess.planning.work import ReverseWork, SweepWork, Work
 from disthess.rules.base import Units
 from disthess.sweep.meter import RuleMeter
-from disthess.sweep.thin import keeps_units
+from disthess.sweep.thin import contracts_first, first_multiply_adds, keeps_units
 from disthess.sweep.wave import AbstractSink, forward, reverse
 from disthess.types import PARTS, Part
 
@@ -43,7 +43,8 @@ class Tally:
 
     work: Work = field(default_factory=Work)
     repeated: list[tuple[int, int]] = field(default_factory=list)
-    symmetric: bool = False
+    own: bool = False
+    per_unit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class OutputSource:
         index: The layer's node.
         leaf: The source's leaf.
         width: Inputs of the layer.
-        rows: Rows of one sample at its output; if one, its own block is formed from pairs of inputs.
+        rows: Rows of one sample at its output.
     """
 
     index: int
@@ -93,8 +94,13 @@ class SweepTally:
         for part in self._parts:
             first = self._wave(tangents, part, passed, source, True)
             later = self._wave(tangents, part, passed, source, False) if self._shared else first
-            waves.append(ReverseWork(part, first.work, later.work, tuple(first.repeated), first.symmetric))
+            waves.append(ReverseWork(part, first.work, later.work, tuple(first.repeated), first.own, first.per_unit))
         return SweepWork(ahead.work, tuple(waves), source.rows if source is not None else 1)
+
+    def source_rows(self, index: int, leaf: int) -> tuple[int, int] | None:
+        """Rows of a sample and inputs of a node that a leaf enters once, as an output basis wants it; else None."""
+        refs = [ref for ref in self._graph.nodes[index].refs() if self._graph.nodes[ref].kind != "size"]
+        return self._meter.source_rows(index, refs.index(leaf)) if refs.count(leaf) == 1 else None
 
     def _seeds(self, seeds: Sequence[int]) -> Any:
         """Unit vectors at leaves, as the parameter basis has them; elsewhere stacks."""
@@ -192,18 +198,19 @@ class _TallySink(AbstractSink):
     ) -> None:
         leaf = frame.slots(index)[slot]
         source = self._source
-        if source is not None and source.rows == 1 and leaf == source.leaf and cotangent is not None:
-            self._tally.symmetric = True
+        if source is not None and leaf == source.leaf and cotangent is not None:
+            self._tally.own = True
             return
         readings = [frame.slots(index)[other] for other in tangents]
-        if (
-            source is not None
-            and source.rows == 1
-            and keeps_units(self._graph, source.index, readings)
-            and frame.rule(index).thin(call, cotangent, tangents, slot)
-        ):
-            self._multiply_thin(leaf, cotangent is not None, bool(tangents))
-            return
+        if source is not None and frame.rule(index).thin(call, cotangent, tangents, slot):
+            bent, moved, shape = cotangent is not None, bool(tangents), self._graph.nodes[leaf].shape
+            if source.rows == 1 and keeps_units(self._graph, source.index, readings):
+                self._multiply_thin(leaf, bent, moved)
+                return
+            thin = (source.rows, source.width, (shape[0], shape[1]), bent, moved)
+            if source.rows > 1 and contracts_first(*thin):
+                self._tally.per_unit += first_multiply_adds(*thin)
+                return
         work, again = frame.rule(index).rows(call, cotangent, tangents, slot)
         self._tally.work += Work(work.once, work.per_sample - again, work.per_tangent, work.per_pair)
         if again:

@@ -1,4 +1,4 @@
-"""Panel products of layers that meet one row a sample, without their rows.
+"""Panel products of targets that meet one row a sample, without their rows.
 
 For a source ``z[n, u] = sum_j V[u, j] x[n, j]`` and a target whose rows are ``c[u, n, a] y[n, b] + d[n, a] m[u, n, b]``,
 
@@ -7,6 +7,13 @@ For a source ``z[n, u] = sum_j V[u, j] x[n, j]`` and a target whose rows are ``c
 The pairs ``x_j y_b`` are the same for all units u: the first sum is one product of ``(u, a)`` by ``(j, b)``, and no row of
 ``a b`` entries is ever formed. The second would double the products, but where y is a function of z, entry by entry, m is
 zero except for ``b = u``, and it is one vector a unit.
+
+A source of several rows r (``z[n, r, u] = sum_j V[u, j] x[n, r, j]``) has tangents ``(u, r)``. They are multiplied by its inputs
+first, which makes them tangents of its weight's entries ``(u, j)``, and then by the target's vectors:
+
+    H[(u, j), (a, b)] = sum_n (sum_r x[n, r, j] c[(u, r), n, a]) y[n, b] + d[n, a] (sum_r x[n, r, j] m[(u, r), n, b])
+
+That pays where the target has many entries to a vector's (`contracts_first`).
 """
 
 from __future__ import annotations
@@ -19,13 +26,13 @@ from torch import Tensor
 from disthess.graph.ir import Graph
 from disthess.planning.memory import CACHE_BYTES
 from disthess.rules.elementwise import ElementwiseRule
-from disthess.rules.products import add_product
+from disthess.rules.products import add_product, product
 from disthess.rules.table import rule_for
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from disthess.rules.base import Stack
+    from disthess.rules.base import Stack, ThinRows
 
 
 def keeps_units(graph: Graph, source: int, readings: Collection[int]) -> bool:
@@ -58,6 +65,57 @@ def add_pairs(sums: Tensor, bent: Stack, inputs: Tensor, others: Tensor) -> None
     for start in range(0, len(inputs), step):
         pairs = (inputs[start : start + step, None] * second).flatten(0, 1)
         add_product(where[:, start * len(second) : start * len(second) + len(pairs)], flat, pairs.T)
+
+
+def contracts_first(rows: int, width: int, thin: tuple[int, int], bent: bool, moved: bool) -> bool:
+    """Whether it takes fewer multiply-adds to multiply tangents by a source's inputs before they meet the target's vectors.
+
+    Args:
+        rows: Of a sample at the source.
+        width: Inputs of the source.
+        thin: Outputs and inputs of the target.
+        bent: Whether there are tangents c.
+        moved: Whether there are tangents m.
+    """
+    outputs, inputs = thin
+    before = first_multiply_adds(rows, width, thin, bent, moved)
+    return before < rows * outputs * inputs * (width + bent + moved)
+
+
+def first_multiply_adds(rows: int, width: int, thin: tuple[int, int], bent: bool, moved: bool) -> int:
+    """Of `add_first`, per unit and sample."""
+    outputs, inputs = thin
+    vectors = outputs * bent + inputs * moved
+    return width * (rows * vectors + outputs * inputs * (bent + moved))
+
+
+def add_first(block: Tensor, thin: ThinRows, rows: Tensor) -> None:
+    """Both sums of a source of several rows, tangents times its inputs first.
+
+    Args:
+        block: ``[U, j, a, b]``.
+        thin: The target's vectors; stacks of U R tangents, unit by unit.
+        rows: ``x``, ``[n, R, j]``.
+    """
+    if thin.bent is not None:
+        _add_first(block, thin.bent, thin.inputs, rows)
+    if thin.moved is not None:
+        _add_first(block.transpose(2, 3), thin.moved, thin.deltas, rows)
+
+
+def _add_first(block: Tensor, stack: Stack, others: Tensor, rows: Tensor) -> None:
+    """``block[u, j, a, b] += sum_n (sum_r x[n, r, j] stack[(u, r), n, a]) others[n, b]``."""
+    count, width, size, _ = block.shape
+    samples = len(rows)
+    by_sample = stack.unflatten(0, (count, -1)).permute(2, 0, 3, 1).contiguous()
+    step = max(1, CACHE_BYTES // max(1, samples * size * stack.element_size()))
+    for start in range(0, width, step):
+        inputs = rows[:, :, start : start + step]
+        for unit in range(count):
+            # One product a sample: tangents of a by the source's inputs j.
+            met = torch.bmm(by_sample[:, unit], inputs).view(samples, -1)
+            found = product(others.T, met).view(len(others.T), size, -1)
+            block[unit, start : start + step] += found.permute(2, 1, 0)
 
 
 def add_own(block: Tensor, moved: Tensor, inputs: Tensor, deltas: Tensor, first: int) -> None:

@@ -99,7 +99,9 @@ class SourceCounter:
             by_parameter.append(tally.sweep(seeds, targets, None))
             if cost.units:
                 seed = next(node.index for node in graph.nodes if seeds[0] in node.refs())
-                source = OutputSource(seed, seeds[0], cost.unit_rows, _rows(graph, graph.nodes[seed]))
+                found = tally.source_rows(seed, seeds[0])
+                rows = found[0] if found is not None else cost.unit_tangents
+                source = OutputSource(seed, seeds[0], cost.unit_rows, rows)
                 by_output.append(tally.sweep([seed], targets, source))
         sweeps: Sweeps = (("parameter", tuple(by_parameter)),)
         return dataclasses.replace(cost, sweeps=(*sweeps, ("output", tuple(by_output))) if by_output else sweeps)
@@ -172,18 +174,17 @@ class SourceCounter:
         return rule_for(node.op).entry_multiply_adds(shapes, node.shape)
 
     def _output_basis(self, leaves: Sequence[Node]) -> tuple[int, int, int]:
-        """(units, unit_rows, rows per sample) of the weight of a linear layer, else zeros.
+        """(units, unit_rows, rows per sample) of the weight of a linear layer or a convolution, else zeros.
 
         A source of several uses has none: a use's rows multiply its input, which an earlier use of the same parameter moves.
         """
         leaf = leaves[0]
         node = self._consumer[leaf.index]
-        refs = [ref for ref in node.refs() if self._graph.nodes[ref].kind != "size"]
-        linear = node.op == "aten.linear.default" and refs[1] == leaf.index and refs.count(leaf.index) == 1
         told_apart = node.region == "sample" or not self._graph.independent
-        if len(leaves) > 1 or not linear or not told_apart or len(leaf.shape) != 2:
+        if len(leaves) > 1 or not told_apart or len(leaf.shape) < 2:
             return 0, 0, 0
-        return leaf.shape[0], leaf.shape[1], _rows(self._graph, node)
+        found = self._tallies[0][1].source_rows(node.index, leaf.index)
+        return (leaf.shape[0], found[1], found[0]) if found is not None else (0, 0, 0)
 
 
 def with_activations(workload: Workload, programs: Sequence[Program], per_sample: bool) -> Workload:
@@ -246,11 +247,6 @@ def parameter_targets(parameters: Sequence[ParameterSpec]) -> Mapping[str, froze
     """For each parameter that is used: those of the same or a later rank."""
     used = [parameter for parameter in parameters if parameter.uses]
     return {source.name: frozenset(target.name for target in used if target.rank >= source.rank) for source in used}
-
-
-def _rows(graph: Graph, node: Node) -> int:
-    """Rows of one sample at a layer's output; of all samples, where they are coupled."""
-    return _size(node) // (node.shape[-1] * (graph.samples if graph.independent else 1))
 
 
 def _size(node: Node) -> int:

@@ -94,6 +94,21 @@ def gated() -> Problem:
     return _problem(Gated(), "mse", data)
 
 
+class Pooled(nn.Module):
+    """Layers that meet three rows a sample, and then one that meets their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 5), nn.Linear(5, 7), nn.Linear(7, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.second(torch.sigmoid(self.first(x)))).mean(1))
+
+
+def pooled() -> Problem:
+    return _problem(Pooled(), "cross_entropy", (_normal(8, 3, 6), _classes(9, 8)))
+
+
 def batch_norm() -> Problem:
     return _problem(BatchNormNet().train(), "cross_entropy", (_normal(12, 3), _classes(2, 12)))
 
@@ -115,7 +130,8 @@ ALL = {"parts": ("hessian", "ggn", "residual")}
 RUNS: tuple[tuple[Callable[[], Problem], dict[str, Any]], ...] = (
     *((make, {}) for make in (mlp, cnn, rnn, transformer, tables, gated, batch_norm, up_down, lstm, unequal_batches)),
     (rnn, {"shared": "uses"}), (rnn, {"shared": "sum"}), (cnn, ALL), (gated, ALL), (gated, {"basis": "parameter"}),
-    (transformer, {"basis": "output"}), (mlp, {"activations": "*", "parameters": "4.bias"}), (mlp, {"parameters": ["0.*", "4.*"]}),
+    (transformer, {"basis": "output"}), (cnn, {"basis": "output", **ALL}), (pooled, {}), (pooled, {"basis": "output", **ALL}),
+    (mlp, {"activations": "*", "parameters": "4.bias"}), (mlp, {"parameters": ["0.*", "4.*"]}),
 )  # fmt: skip
 IDS = [make.__name__ + "".join(f"-{key}={value}" for key, value in options.items()) for make, options in RUNS]
 

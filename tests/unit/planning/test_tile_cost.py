@@ -50,7 +50,7 @@ def test_only_the_parts_wanted_are_counted() -> None:
 
 
 def test_the_own_block_takes_pairs_of_inputs_and_leaves_columns_out() -> None:
-    cost = source(SweepWork(Work(), (ReverseWork("hessian", Work(), Work(), symmetric=True),)))
+    cost = source(SweepWork(Work(), (ReverseWork("hessian", Work(), Work(), own=True),)))
     plan = SourcePlan("w", "w", ("w@fc",), "output", 4, 10, 3)
     pairs = 6
     assert tile_cost(cost, plan, Span(0, 12), 0, workload(), ("hessian",)).products == 10 * 4 * 4 * pairs

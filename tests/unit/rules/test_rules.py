@@ -129,8 +129,19 @@ def test_one_tangent_at_a_time_is_enough(row: Row) -> None:
 
 
 PER_SAMPLE = [row for row in ROWS if row.batch is not None]
-NO_CLOSED_FORM = {("aten.addmm.default", 0), *((row.op, 1) for row in ROWS if row.op.startswith("aten.conv"))}
-"""(op, slot) that the caller evaluates sample by sample."""
+
+
+def is_source(row: Row) -> bool:
+    """Whether a weight meets rows of inputs: dense layers, and convolutions without groups."""
+    convolution = row.op.startswith(("aten.conv1d", "aten.conv2d", "aten.conv3d"))
+    return row.op == "aten.linear.default" or (convolution and row.note not in ("groups", "no_batch"))
+
+
+def has_closed_form(row: Row, slot: int) -> bool:
+    """Whether the rule gives rows of a slot sample by sample itself."""
+    if row.op.startswith("aten.conv") and slot == 1:
+        return is_source(row)
+    return (row.op, slot) != ("aten.addmm.default", 0)
 
 
 @pytest.mark.parametrize("given", ["cotangent", "tangents", "all"])
@@ -145,7 +156,7 @@ def test_per_sample_cotangents_are_those_of_each_sample_alone(row: Row, given: s
     for slot in shared:
         rows = rule.cotangent_per_sample(call, bent, moves, slot)
         if given == "all":
-            assert (rows is None) == ((row.op, slot) in NO_CLOSED_FORM), "a closed form was lost or found"
+            assert (rows is not None) == has_closed_form(row, slot), "a closed form was lost or found"
         check_thin(rule.thin_rows(call, bent, moves, slot), rows)
         if rows is None:
             continue
@@ -206,7 +217,7 @@ def one_call(call: Call, row: Row, sample: int) -> Call:
     return replace(call, inputs=inputs, output=output, delta=delta, samples=1)
 
 
-SOURCES = [row for row in ROWS if row.op == "aten.linear.default"]
+SOURCES = [row for row in ROWS if is_source(row)]
 
 
 @pytest.mark.parametrize("row", SOURCES, ids=[row.name for row in SOURCES])
@@ -215,20 +226,29 @@ def test_source_rows_rebuild_the_output(row: Row) -> None:
     rule = rule_for(row.op)
     rows = rule.source_rows(call, 1)
     assert rows is not None
-    value = torch.einsum("nri,oi->nro", rows, call.inputs[1])
+    value = torch.einsum("nri,oi->nro", rows, call.inputs[1].flatten(1))
     if len(call.inputs) > 2:
-        ones = rule.source_rows(call, 2)
-        assert ones is not None
-        value = value + torch.einsum("nri,oi->nro", ones, call.inputs[2].unsqueeze(1))
-    close(value, rows_by_sample(call.output, call.batch, call.samples), "rows of the output")
+        value = value + call.inputs[2]
+    close(value, rule.source_outputs(call, call.output[None])[0], "rows of the output")
     assert rule.source_rows(call, 0) is None
 
 
+@pytest.mark.parametrize("row", [row for row in SOURCES if row.op == "aten.linear.default"], ids=lambda row: row.name)
+def test_a_bias_of_a_dense_layer_meets_ones(row: Row) -> None:
+    call = make(row)
+    if len(call.inputs) > 2:
+        ones = rule_for(row.op).source_rows(call, 2)
+        assert ones is not None
+        assert (ones == 1).all()
+        assert ones.shape == (*rows_by_sample(call.output, call.batch, call.samples).shape[:2], 1)
+
+
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
-def test_source_rows_are_given_for_dense_layers_alone(row: Row) -> None:
+def test_source_rows_are_given_for_dense_layers_and_plain_convolutions_alone(row: Row) -> None:
     call = make(row)
     given = [slot for slot in row.active if rule_for(row.op).source_rows(call, slot) is not None]
-    assert given == ([slot for slot in row.active if slot] if row in SOURCES else [])
+    last = 2 if row.op == "aten.linear.default" else 1
+    assert given == ([slot for slot in row.active if 0 < slot <= last] if row in SOURCES else [])
 
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
