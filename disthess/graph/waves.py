@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from disthess.graph.ir import Graph, Node
 
@@ -30,12 +30,10 @@ def live_uses(graph: Graph) -> tuple[Node, ...]:
     return tuple(graph.nodes[leaf] for leaf in sorted(first, key=lambda leaf: (first[leaf], leaf)))
 
 
-def source_leaves(graph: Graph, uses: Sequence[str], parameter: str) -> tuple[int, ...]:
-    """Leaves of a source: by use name, or all of the parameter's where a graph names its uses otherwise."""
-    found = tuple(node.index for node in graph.nodes if node.kind == "use" and node.live and node.name in uses)
-    if len(found) == len(uses):
-        return found
-    return tuple(node.index for node in graph.nodes if node.kind == "use" and node.live and node.op == parameter)
+def source_leaves(graph: Graph, source: str, parameter: str) -> tuple[int, ...]:
+    """Leaves of a source: all of the parameter's where it has its name, else the use of that name."""
+    uses = (node for node in graph.nodes if node.kind == "use" and node.live)
+    return tuple(node.index for node in uses if source == (node.op if source == parameter else node.name))
 
 
 def leading_to(graph: Graph, targets: Iterable[int]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from disthess.planning.memory import CACHE_BYTES
 from disthess.planning.source import SourcePlan
-from disthess.planning.work import ReverseWork
+from disthess.planning.work import ReverseWork, Work
 from disthess.planning.workload import BatchRun, SourceCost, Workload
 from disthess.types import Part, Span
 
@@ -58,6 +58,7 @@ def tile_cost(
         for size, blocks in sizes.items():
             if blocks:
                 products += batches * blocks * _block(cost, plan, size, skip, run, workload, parts)
+        products += batches * _back(cost, plan, run, parts)
     return TileCost(products, entries)
 
 
@@ -95,10 +96,8 @@ def _block(
     if sweep is None:
         return 0
     tangents = units * sweep.rows
-    whole, rest = divmod(run.samples, plan.samples)
-    microbatches = [plan.samples] * whole + [rest] * (rest > 0)
     total = 0
-    for place, samples in enumerate(microbatches):
+    for place, samples in enumerate(_pieces(run.samples, plan.samples)):
         total += sweep.forward.at(tangents, samples)
         for wave in sweep.reverse:
             if wave.part in parts:
@@ -108,6 +107,28 @@ def _block(
                 if wave.own:
                     total += samples * tangents * (cost.units - skip) * _own(sweep.rows, plan.unit_rows)
     return total * run.size // run.captured
+
+
+def _back(cost: SourceCost, plan: SourcePlan, run: BatchRun, parts: Sequence[Part]) -> int:
+    """Products of the waves back from all inputs of a source with several uses, on one batch."""
+    sweep = cost.sweep(plan.basis, run.graph)
+    if sweep is None or plan.basis != "output":
+        return 0
+    total = 0
+    for wave in sweep.reverse:
+        if wave.part in parts and wave.back != Work():
+            for samples in _pieces(run.samples, plan.samples):
+                total += sum(wave.back.at(size * sweep.rows, samples) for size in _pieces(plan.unit_rows, plan.stack))
+    return total * run.size // run.captured
+
+
+def _pieces(whole: int, size: int) -> list[int]:
+    """Sizes that a whole is cut into.
+
+    >>> _pieces(7, 3)
+    [3, 3, 1]
+    """
+    return [size] * (whole // size) + [whole % size] * (whole % size > 0)
 
 
 def _own(rows: int, width: int) -> int:

@@ -42,6 +42,7 @@ def tile_memory_bytes(
     seeds = tangents * cost.rows * item if plan.basis == "parameter" else 0
     forming = 0
     if plan.basis == "output":
+        sweep += tangents * plan.samples * cost.kept_entries * item
         forming = 4 * max(CACHE_BYTES, plan.samples * cost.unit_tangents * cost.columns * item)
         if cost.unit_tangents == 1:
             # Blocks are summed in the order in which products leave them, and put in place once, at the end.

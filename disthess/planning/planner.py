@@ -32,7 +32,7 @@ MAX_TILES = 1_000_000
 
 SMALL_PRODUCTS = 2
 """Times longer that a multiply-add takes in the parameter basis, whose products are convolutions and many small matrices; those of
-the output basis are a few large ones."""
+the output basis are a few large ones, where it takes at most half as many tangents."""
 
 Targets = tuple[tuple[str, int], ...]
 """(name, numel) of each target, in column order."""
@@ -236,6 +236,7 @@ class _Planner:
     def _sweep(self, cost: SourceCost, columns: int) -> tuple[SourcePlan, RowTiling]:
         """The cheapest way to sweep a source, by multiply-adds and how fast they are."""
         ways = []
+        few = 2 * cost.unit_tangents * len(cost.uses) <= cost.unit_rows
         for basis in self._bases(cost):
             unit_rows = cost.unit_rows if basis in ("output", "activation") else 1
             tiling = self._tiling(cost, columns, unit_rows)
@@ -243,7 +244,7 @@ class _Planner:
             # Tiles leave out the columns of their own block that earlier ones have: on average, half of what the last one does.
             skip = (cost.rows - tiling.rows) // (2 * plan.unit_rows)
             whole = tile_cost(cost, plan, Span(0, cost.rows), skip, self._work, self._request.parts)
-            slowness = SMALL_PRODUCTS if basis == "parameter" else 1
+            slowness = SMALL_PRODUCTS if basis == "parameter" and few else 1
             ways.append((whole.products * slowness + whole.entries, plan, tiling))
         _, plan, tiling = min(ways, key=lambda way: way[0])
         return plan, tiling

@@ -45,6 +45,7 @@ class ReverseWork:
             sample and each group of units.
         own: Whether the source's own block is formed from its curvature (output basis): `cost` counts that.
         per_unit: Multiply-adds per unit, whatever its rows, and sample (output basis).
+        back: Of waves back from all inputs of a source with several uses (output basis): once a tile.
     """
 
     part: Part
@@ -53,6 +54,19 @@ class ReverseWork:
     repeated: tuple[tuple[int, int], ...] = ()
     own: bool = False
     per_unit: int = 0
+    back: Work = Work()
+
+    def __add__(self, other: ReverseWork) -> ReverseWork:
+        """Both, of the same part."""
+        return ReverseWork(
+            self.part,
+            self.first + other.first,
+            self.later + other.later,
+            self.repeated + other.repeated,
+            self.own or other.own,
+            self.per_unit + other.per_unit,
+            self.back + other.back,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +82,8 @@ class SweepWork:
     forward: Work
     reverse: tuple[ReverseWork, ...]
     rows: int = 1
+
+    def __add__(self, other: SweepWork) -> SweepWork:
+        """One after the other, from uses of one source: of the same rows."""
+        waves = tuple(mine + its for mine, its in zip(self.reverse, other.reverse, strict=True))
+        return SweepWork(self.forward + other.forward, waves, self.rows)

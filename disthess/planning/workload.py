@@ -38,6 +38,7 @@ class SourceCost:
         table_width: Entries of a row, where the source is a table (an embedding's weight) of which a sample reads some rows
             only; else 0.
         readers: Of a table, for each batch how many samples read each row.
+        kept_entries: Entries of cotangents that are kept to a wave's end, of targets with several uses (output basis).
     """
 
     source: str
@@ -59,6 +60,7 @@ class SourceCost:
     sweeps: tuple[tuple[Basis, tuple[SweepWork, ...]], ...] = ()
     table_width: int = 0
     readers: tuple[tuple[int, ...], ...] = ()
+    kept_entries: int = 0
 
     def sweep(self, basis: Basis, graph: int) -> SweepWork | None:
         """Matrix products of a sweep on one of the graphs, or None where they were not counted."""

@@ -172,6 +172,17 @@ class AbstractRule(abc.ABC):
         """
         return None
 
+    def row_pairs(
+        self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int
+    ) -> list[tuple[Tensor, Tensor]] | None:
+        """Rows of a slot as sums of outer products, not multiplied out: what `disthess.rules.outer` takes.
+
+        Returns:
+            Pairs of ``[(K,) n, r, o]`` and ``[(K,) n, r, i]``, one of each pair with K; the rows are ``[K, n, o, i]`` but for the
+            slot's shape. None where they are no such sums.
+        """
+        return None
+
     def thin_rows(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> ThinRows | None:
         """What `cotangent_per_sample` would multiply out, where that is one outer product of vectors a sample; else None."""
         return None
@@ -187,6 +198,15 @@ class AbstractRule(abc.ABC):
     def source_axis(self) -> int:
         """Axis of the output that the o of `source_rows` runs over."""
         return -1
+
+    @property
+    def source_slot(self) -> int:
+        """Slot of the input that `source_rows` are entries of."""
+        return 0
+
+    def source_inputs(self, call: Call, stack: Stack) -> Stack:
+        """A stack at that input in the order of `source_rows`, entries as they are: ``[K, *input]`` to ``[K, n, R, i]``."""
+        return rows_by_sample(stack, call.batch_inputs[self.source_slot], call.samples, lead=1)
 
     def source_outputs(self, call: Call, stack: Stack) -> Stack:
         """A stack at the output in the order of `source_rows`: ``[K, *output]`` to ``[K, n, R, o]``."""

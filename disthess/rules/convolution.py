@@ -145,14 +145,20 @@ class ConvolutionRule(AbstractRule):
     def cotangent_per_sample(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> Stack | None:
         if slot == BIAS and cotangent is not None and call.batch is not None and call.batch.rows_per_sample == 1:
             return cotangent.flatten(3).sum(3) if cotangent.ndim > 3 else cotangent
+        pairs = self.row_pairs(call, cotangent, tangents, slot)
+        return outers_per_sample(pairs).unflatten(3, call.inputs[WEIGHT].shape[1:]) if pairs else None
+
+    @override
+    def row_pairs(
+        self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int
+    ) -> list[tuple[Tensor, Tensor]] | None:
         inputs = self.source_rows(call, slot)
         if inputs is None:
             return None
         pairs = [] if cotangent is None else [(self.source_outputs(call, cotangent), inputs)]
         if INPUT in tangents:
-            pairs.append((self.source_outputs(call, call.delta[None])[0], self._seen(call, tangents[INPUT])))
-        rows = outers_per_sample(pairs)
-        return None if rows is None else rows.unflatten(3, call.inputs[WEIGHT].shape[1:])
+            pairs.append((self.source_outputs(call, call.delta[None])[0], self.source_inputs(call, tangents[INPUT])))
+        return pairs
 
     @override
     def source_rows(self, call: Call, slot: int) -> Tensor | None:
@@ -160,15 +166,16 @@ class ConvolutionRule(AbstractRule):
             return None
         if any(axis is not None and axis.dim for axis in (call.batch, call.batch_inputs[INPUT])):
             return None
-        return call.once("source rows", lambda: self._seen(call, call.inputs[INPUT][None])[0].contiguous())
+        return call.once("source rows", lambda: self.source_inputs(call, call.inputs[INPUT][None])[0].contiguous())
 
     @property
     @override
     def source_axis(self) -> int:
         return 1
 
-    def _seen(self, call: Call, stack: Stack) -> Stack:
-        """What the kernel sees from every place of a sample, ``[K, n, R, channels taps]``."""
+    @override
+    def source_inputs(self, call: Call, stack: Stack) -> Stack:
+        """What the kernel sees from every place of a sample, ``[K, n, R, channels taps]``; zeros outside."""
         geometry = self._geometry(call)
         if geometry is None:
             raise ValueError("asked of a convolution that goes by autograd")

@@ -93,19 +93,25 @@ class LinearRule(AbstractRule):
 
     @override
     def cotangent_per_sample(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> Stack | None:
-        if slot == INPUT:
-            return None
-        n = call.samples
-        bent = None if cotangent is None else rows_by_sample(cotangent, call.batch, n, lead=1)
         if slot == BIAS:
-            return None if bent is None else bent.sum(2)
-        pairs = []
-        if bent is not None:
-            pairs.append((bent, rows_by_sample(call.inputs[INPUT], call.batch_inputs[INPUT], n)))
+            return None if cotangent is None else rows_by_sample(cotangent, call.batch, call.samples, lead=1).sum(2)
+        pairs = self.row_pairs(call, cotangent, tangents, slot)
+        return outers_per_sample(pairs) if pairs else None
+
+    @override
+    def row_pairs(
+        self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int
+    ) -> list[tuple[Tensor, Tensor]] | None:
+        if slot != WEIGHT:
+            return None
+        n, before, pairs = call.samples, call.batch_inputs[INPUT], []
+        if cotangent is not None:
+            bent = rows_by_sample(cotangent, call.batch, n, lead=1)
+            pairs.append((bent, rows_by_sample(call.inputs[INPUT], before, n)))
         if INPUT in tangents:
-            moved = rows_by_sample(tangents[INPUT], call.batch_inputs[INPUT], n, lead=1)
+            moved = rows_by_sample(tangents[INPUT], before, n, lead=1)
             pairs.append((rows_by_sample(call.delta, call.batch, n), moved))
-        return outers_per_sample(pairs)
+        return pairs
 
     @override
     def thin_rows(self, call: Call, cotangent: Stack | None, tangents: Stacks, slot: int) -> ThinRows | None:

@@ -7,14 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-FEW_ROWS = 32
-"""Rows of a sample up to which two products of its rows are faster as one."""
+FEW_ROWS = 64
+"""Rows of a sample, in products of two or more, up to which they are faster as one."""
 
 
-def outers_per_sample(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
-    """The sum over (left, right) of `_outer_per_sample`."""
-    if len(pairs) == 2 and 1 < pairs[0][0].shape[-2] <= FEW_ROWS:
-        # The sum of two thin products is one product of twice as many rows: written once, and less thin.
+Pairs = Sequence[tuple[Tensor, Tensor]]
+"""Of ``[(K,) n, r, o]`` and ``[(K,) n, r, i]``; one of each pair has the K tangents."""
+
+
+def outers_per_sample(pairs: Pairs) -> Tensor:
+    """``sum over pairs and rows r of left[(k,) n, r, o] right[(k,) n, r, i]``: ``[K, n, o, i]``."""
+    if together([left.shape[-2] for left, _ in pairs]):
+        # The sum of some thin products is one product of all their rows: written once, and less thin.
         count = max(part.shape[0] for pair in pairs for part in pair if part.ndim == 4)
         left, right = (
             torch.cat([part.expand(count, *part.shape[-3:]) for part in side], dim=2)
@@ -22,10 +26,21 @@ def outers_per_sample(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
         )
         rows = torch.bmm(left.flatten(0, 1).transpose(1, 2), right.flatten(0, 1))
         return rows.unflatten(0, (count, -1))
-    total = None
-    for left, right in pairs:
+    first, *others = pairs
+    total = _outer_per_sample(*first, None)
+    for left, right in others:
         total = _outer_per_sample(left, right, total)
     return total
+
+
+def together(rows: Sequence[int]) -> bool:
+    """Whether pairs of so many rows are multiplied as one."""
+    return len(rows) > 1 and 2 < sum(rows) <= FEW_ROWS
+
+
+def outer_multiply_adds(rows: Sequence[int]) -> int:
+    """Of `outers_per_sample`, per tangent, sample and entry; what is multiplied entry by entry does not count."""
+    return sum(rows) if together(rows) else sum(count for count in rows if count > 1)
 
 
 def _outer_per_sample(left: Tensor, right: Tensor, total: Tensor | None) -> Tensor:

@@ -15,19 +15,20 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from disthess.errors import GraphError
 from disthess.graph.ir import Graph
 from disthess.graph.readers import table_lookups, table_readers
 from disthess.graph.waves import leading_to, source_leaves
 from disthess.planning.source import SourcePlan
-from disthess.rules.base import Stack, Units
+from disthess.rules.base import Units
 from disthess.store.layout import Layout, PanelSpec
 from disthess.sweep.abstract import AbstractEngine
 from disthess.sweep.activation import ActivationSink, Place, activation_targets, unit_activations
 from disthess.sweep.buffers import AbstractWindow, Buffers, Window
 from disthess.sweep.frame import Frame
-from disthess.sweep.panel import OutputSink, ParameterSink, SweptLayer, Targets
+from disthess.sweep.outputs import Wanted, sweep_back, sweep_outputs
+from disthess.sweep.panel import ParameterSink
 from disthess.sweep.primal import Primal
+from disthess.sweep.rows import Targets
 from disthess.sweep.wave import forward, reverse
 from disthess.types import Part, Span
 
@@ -77,6 +78,8 @@ class GraphEngine(AbstractEngine):
                     self._activation_block(plan, panels, block, windows)
                 else:
                     self._block(plan, panels, apart, block, skip, windows)
+            if plan.basis == "output":
+                self._back(plan, panels, apart, units, buffers)
         for held in buffers.values():
             held.unfold()
         drop = span.start - units.start * plan.unit_rows
@@ -93,14 +96,34 @@ class GraphEngine(AbstractEngine):
         self, plan: SourcePlan, panels: Sequence[PanelSpec], apart: bool, block: Span, skip: int, windows: Windows
     ) -> None:
         for number, primal in enumerate(self._primals):
-            leaves = source_leaves(primal.graph, plan.uses, plan.parameter)
-            targets = _targets(primal.graph, panels, apart)
-            passed = self._passed(number, plan.source, targets.keys)
+            leaves = source_leaves(primal.graph, plan.source, plan.parameter)
+            if not leaves:
+                continue
+            wanted = self._wanted(number, plan, panels, apart)
             for frame in self._frames_of(number, plan, leaves, block):
                 if plan.basis == "parameter":
-                    self._parameter_block(frame, plan, leaves, targets, passed, block, windows)
-                else:
-                    self._output_block(frame, leaves[0], targets, passed, block, skip, windows)
+                    self._parameter_block(frame, plan, leaves, wanted, block, windows)
+                    continue
+                for leaf in leaves:
+                    sweep_outputs(frame, leaf, wanted, block, skip, windows)
+
+    def _back(
+        self,
+        plan: SourcePlan,
+        panels: Sequence[PanelSpec],
+        apart: bool,
+        units: Span,
+        buffers: Mapping[Part, AbstractWindow],
+    ) -> None:
+        for number, primal in enumerate(self._primals):
+            wanted = self._wanted(number, plan, panels, apart)
+            for leaf in source_leaves(primal.graph, plan.source, plan.parameter):
+                for frame in self._microbatches(number, plan):
+                    sweep_back(frame, leaf, wanted, units, plan.stack, buffers)
+
+    def _wanted(self, number: int, plan: SourcePlan, panels: Sequence[PanelSpec], apart: bool) -> Wanted:
+        targets = _targets(self._primals[number].graph, panels, apart)
+        return Wanted(targets, self._passed(number, plan.source, targets.keys))
 
     def _activation_block(self, plan: SourcePlan, panels: Sequence[PanelSpec], block: Span, windows: Windows) -> None:
         before = 0
@@ -163,8 +186,7 @@ class GraphEngine(AbstractEngine):
         frame: Frame,
         plan: SourcePlan,
         leaves: Sequence[int],
-        targets: Targets,
-        passed: Sequence[int],
+        wanted: Wanted,
         block: Span,
         windows: Windows,
     ) -> None:
@@ -172,47 +194,7 @@ class GraphEngine(AbstractEngine):
         ones = torch.arange(block.start, block.stop, device=value.device)
         tangents = forward(frame, dict.fromkeys(leaves, Units(tuple(value.shape), ones)))
         for part, window in windows.items():
-            reverse(frame, tangents, part, passed, ParameterSink(targets, window))
-
-    def _output_block(
-        self,
-        frame: Frame,
-        leaf: int,
-        targets: Targets,
-        passed: Sequence[int],
-        block: Span,
-        skip: int,
-        windows: Windows,
-    ) -> None:
-        index, slot = consumer(frame.primal.graph, leaf)
-        call = frame.call(index)
-        inputs = frame.rule(index).source_rows(call, slot)
-        if inputs is None:
-            raise GraphError(
-                f"{frame.node(index).name} has no output basis for {frame.node(leaf).op}; this is a planning fault."
-            )
-        tangents = forward(frame, {index: _unit_outputs(frame, index, block)})
-        layer = SweptLayer(index, leaf, inputs, block, skip)
-        for part, window in windows.items():
-            reverse(frame, tangents, part, passed, OutputSink(targets, window, layer))
-
-
-def consumer(graph: Graph, leaf: int) -> tuple[int, int]:
-    """The node that a use leaf feeds, and its (first) slot there."""
-    for node in graph.nodes[leaf + 1 :]:
-        tensors = [ref for ref in node.refs() if graph.nodes[ref].kind != "size"]
-        if leaf in tensors:
-            return node.index, tensors.index(leaf)
-    raise GraphError(f"use {graph.nodes[leaf].name} feeds no node.")
-
-
-def _unit_outputs(frame: Frame, index: int, block: Span) -> Stack:
-    """Unit vectors of the node's output: units of ``block`` x R rows, of every sample at once, ``[K, *output]``."""
-    call, value = frame.call(index), frame.value(index)
-    numbers = torch.arange(value.numel(), device=value.device).reshape(1, *value.shape)
-    places = frame.rule(index).source_outputs(call, numbers)[0]  # [n, R, o]
-    ones = places[:, :, block.start : block.stop].permute(2, 1, 0).reshape(-1, len(places))
-    return value.new_zeros(len(ones), value.numel()).scatter_(1, ones, 1.0).view(-1, *value.shape)
+            reverse(frame, tangents, part, wanted.passed, ParameterSink(wanted.targets, window))
 
 
 def _targets(graph: Graph, panels: Sequence[PanelSpec], apart: bool) -> Targets:

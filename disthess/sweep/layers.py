@@ -22,8 +22,8 @@ from disthess.graph.ir import Graph
 from disthess.graph.waves import leading_to
 from disthess.rules.base import Stack
 from disthess.sweep.activation import unit_activations
-from disthess.sweep.engine import consumer
 from disthess.sweep.frame import Frame
+from disthess.sweep.outputs import consumer
 from disthess.sweep.primal import Primal
 from disthess.sweep.wave import AbstractSink, forward, reverse
 from disthess.types import Part, Span

@@ -109,6 +109,17 @@ class RuleMeter:
         work = self._measured(index, ("one sample", bent, slots, slot), (1,), alone)[0]
         return Work(per_sample=work.once, per_pair=work.per_tangent), work.once
 
+    def pairs(self, index: int, bent: bool, slots: Slots, slot: int) -> Slots | None:
+        """Rows of each of the outer products that a slot's rows are sums of, or None where they are not."""
+
+        def run(frame: Frame, count: int) -> Slots:
+            call = frame.call(index)
+            cotangent = _stack(call.output, count) if bent else None
+            found = frame.rule(index).row_pairs(call, cotangent, _stacks(frame, index, slots, count), slot)
+            return () if found is None else tuple(left.shape[-2] for left, _ in found)
+
+        return self._measured(index, ("pairs", bent, slots, slot), self._samples, run)[1] or None
+
     def source_rows(self, index: int, slot: int) -> tuple[int, int] | None:
         """Rows of a sample and inputs of a slot that has an output basis (`AbstractRule.source_rows`), else None."""
         for device in self._devices(index):

@@ -10,11 +10,16 @@ per-sample rows ``M[n, (o, r), :]`` that the wave leaves at a target,
 one GEMM per unit; samples must be independent, or be one. On the use's own diagonal block ``M[n, (o, r), (a, b)] = sum_s
 Hzz[n, (o, r), (s, a)] x[n, s, b]``, for those outputs a only whose columns no earlier tile has. With one row per sample that sum
 is symmetric in (j, b): half of the products suffice.
+
+A target that x depends on, as earlier uses of a parameter are, also has what ``W`` gives back to x: with ``J[n, (j, r), :]`` the
+derivatives of ``x[n, r, j]`` and ``delta = dL/dz``
+
+    H[(o, j), :] += sum_{n, r} delta[n, r, o] J[n, (j, r), :]
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -24,29 +29,13 @@ from typing_extensions import override
 
 from disthess.planning.memory import CACHE_BYTES
 from disthess.rules.base import Call, Stack, ThinRows
-from disthess.rules.products import add_product, add_products
-from disthess.sweep.buffers import AbstractWindow, Block, Swapped, Triangle
+from disthess.rules.products import add_product
+from disthess.sweep.buffers import AbstractWindow, Swapped, Triangle
 from disthess.sweep.frame import Frame
+from disthess.sweep.rows import AbstractRowsSink, Targets
 from disthess.sweep.thin import add_first, add_own, add_pairs, contracts_first, keeps_units
-from disthess.sweep.wave import AbstractSink, per_sample_rows
+from disthess.sweep.wave import AbstractSink
 from disthess.types import Span
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """Which leaves are targets, and the buffer key of each.
-
-    Attributes:
-        keys: Buffer key by leaf index.
-        sizes: Number of entries by leaf index.
-    """
-
-    keys: Mapping[int, str]
-    sizes: Mapping[int, int]
-
-    def block(self, leaf: int) -> Block:
-        """Where a leaf's rows add up."""
-        return Block(self.keys[leaf], self.sizes[leaf])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +76,7 @@ class ParameterSink(AbstractSink):
 
 
 @final
-class OutputSink(AbstractSink):
+class OutputSink(AbstractRowsSink):
     """Multiplies per-sample rows by the source's input rows and adds them to a window.
 
     Args:
@@ -97,58 +86,31 @@ class OutputSink(AbstractSink):
     """
 
     def __init__(self, targets: Targets, window: AbstractWindow, layer: SweptLayer) -> None:
-        self._targets = targets
+        super().__init__(targets, layer.inputs, layer.units.size)
         self._window = window
-        self._samples, self._rows, self._width = layer.inputs.shape
-        self._inputs = layer.inputs.permute(2, 1, 0).reshape(self._width, self._rows * self._samples).contiguous()
         self._layer = layer
-        self._units = layer.units.size
-
-    @property
-    @override
-    def per_sample(self) -> bool:
-        return True
 
     @override
-    def take(self, leaf: int, rows: Stack) -> None:
-        flat = rows.reshape(self._units, self._rows * self._samples, -1)
-        self._add(leaf, slice(0, self._units), flat)
+    def _sums(self, leaf: int) -> Tensor:
+        return self._window.take(self._targets.block(leaf)).view(self._units, self._width, -1)
 
     @override
-    def take_call(
+    def _without_rows(
         self, frame: Frame, index: int, call: Call, slot: int, cotangent: Stack | None, tangents: Mapping[int, Stack]
-    ) -> None:
-        leaf = frame.slots(index)[slot]
+    ) -> bool:
+        leaf, rule = frame.slots(index)[slot], frame.rule(index)
         if leaf == self._layer.leaf and cotangent is not None:
-            curvature = frame.rule(index).source_outputs(call, cotangent)[..., self._layer.skip :]
+            curvature = rule.source_outputs(call, cotangent)[..., self._layer.skip :]
             if self._rows == 1:
                 self._add_symmetric(leaf, curvature)
             else:
                 self._add_own(leaf, curvature)
-            return
-        thin = frame.rule(index).thin_rows(call, cotangent, tangents, slot)
-        if thin is not None and self._pays(thin, frame, index, tangents):
-            self._add_thin(leaf, thin)
-            return
-        size = self._targets.sizes[leaf]
-        for units, stack in self._pieces(size):
-            part = None if cotangent is None else cotangent[stack]
-            parts = {key: value[stack] for key, value in tangents.items()}
-            rows = per_sample_rows(frame, index, call, slot, part, parts)
-            self._add(leaf, units, rows.reshape(units.stop - units.start, self._rows * self._samples, size))
-
-    def _pieces(self, size: int) -> Iterator[tuple[slice, slice]]:
-        """Units, and their tangents, of which rows of so many entries fit the cache."""
-        per_unit = self._rows * self._samples * size * self._inputs.element_size()
-        step = max(1, CACHE_BYTES // max(1, per_unit))
-        for first in range(0, self._units, step):
-            units = slice(first, min(first + step, self._units))
-            yield units, slice(units.start * self._rows, units.stop * self._rows)
-
-    def _add(self, leaf: int, units: slice, rows: Tensor) -> None:
-        """``block[(o, j), :] += sum_(r, n) x[j, (r, n)] rows[o, (r, n), :]``."""
-        block = self._window.take(self._targets.block(leaf)).view(self._units, self._width, -1)
-        add_products(block[units], self._inputs, rows)
+            return True
+        thin = rule.thin_rows(call, cotangent, tangents, slot)
+        if thin is None or not self._pays(thin, frame, index, tangents):
+            return False
+        self._add_thin(leaf, thin)
+        return True
 
     def _pays(self, thin: ThinRows, frame: Frame, index: int, tangents: Mapping[int, Stack]) -> bool:
         """Whether to do without rows."""
@@ -161,20 +123,20 @@ class OutputSink(AbstractSink):
         """`disthess.sweep.thin`."""
         key, size, outputs = self._targets.keys[leaf], self._targets.sizes[leaf], thin.deltas.shape[1]
         if self._rows > 1:
-            block = self._window.take(Block(key, size)).view(self._units, self._width, outputs, size // outputs)
+            block = self._sums(leaf).view(self._units, self._width, outputs, size // outputs)
             add_first(block, thin, self._layer.inputs)
             return
         if thin.bent is not None:
             sums = self._window.take(Swapped(key, size, self._width, outputs))
-            add_pairs(sums, thin.bent, self._inputs, thin.inputs)
+            add_pairs(sums, thin.bent, self._multipliers, thin.inputs)
         if thin.moved is not None:
-            block = self._window.take(Block(key, size)).view(self._units, self._width, outputs, size // outputs)
-            add_own(block, thin.moved, self._inputs, thin.deltas, self._layer.units.start)
+            block = self._sums(leaf).view(self._units, self._width, outputs, size // outputs)
+            add_own(block, thin.moved, self._multipliers, thin.deltas, self._layer.units.start)
 
     def _add_own(self, leaf: int, curvature: Stack) -> None:
         """``sum_(n, r, s) x[n, r, j] Hzz[(o, r), n, s, a] x[n, s, b]`` from ``Hzz``, ``[K, n, R, a]``."""
         inputs = self._layer.inputs
-        block = self._window.take(self._targets.block(leaf)).view(self._units, self._width, -1)
+        block = self._sums(leaf)
         by_sample = inputs.reshape(-1, self._width).T
         bent = curvature.unflatten(0, (self._units, self._rows)).permute(0, 2, 1, 4, 3)  # [u, n, r, a, s]
         for unit, each in enumerate(bent):
@@ -188,11 +150,41 @@ class OutputSink(AbstractSink):
         form = Triangle(self._targets.keys[leaf], self._targets.sizes[leaf], self._width, self._layer.skip)
         where = self._window.take(form).view(self._units * outputs, -1)
         low, high = torch.triu_indices(self._width, self._width, device=curvature.device)
-        step = max(1, CACHE_BYTES // (self._samples * self._inputs.element_size()))
+        step = max(1, CACHE_BYTES // (self._samples * self._multipliers.element_size()))
         for start in range(0, len(low), step):
             chunk = slice(start, start + step)
-            pairs = self._inputs[low[chunk]] * self._inputs[high[chunk]]
+            pairs = self._multipliers[low[chunk]] * self._multipliers[high[chunk]]
             add_product(where[:, chunk], flat, pairs.T)
+
+
+@final
+class InputSink(AbstractRowsSink):
+    """Multiplies the rows of a source's inputs by ``delta``, for all its units at once.
+
+    Args:
+        targets: The targets.
+        buffers: Sums of all units.
+        deltas: ``dL/dz`` of those units, ``[n, R, o]``.
+        inputs: Which inputs j the stack has.
+        width: Number of all inputs.
+    """
+
+    def __init__(self, targets: Targets, buffers: AbstractWindow, deltas: Tensor, inputs: Span, width: int) -> None:
+        super().__init__(targets, deltas, inputs.size)
+        self._buffers = buffers
+        self._inputs = inputs
+        self._all = width
+
+    @override
+    def _sums(self, leaf: int) -> Tensor:
+        rows = self._buffers.take(self._targets.block(leaf)).view(self._width, self._all, -1)
+        return rows.transpose(0, 1)[self._inputs.start : self._inputs.stop]
+
+    @override
+    def _without_rows(
+        self, frame: Frame, index: int, call: Call, slot: int, cotangent: Stack | None, tangents: Mapping[int, Stack]
+    ) -> bool:
+        return False
 
 
 def _places(frame: Frame, index: int, slots: Iterable[int]) -> list[int]:

@@ -13,8 +13,9 @@ from disthess.graph.waves import leading_to
 from disthess.rules.base import Stack
 from disthess.sweep.buffers import Block, Buffers
 from disthess.sweep.frame import Frame
-from disthess.sweep.panel import ParameterSink, Targets
+from disthess.sweep.panel import ParameterSink
 from disthess.sweep.primal import Primal
+from disthess.sweep.rows import Targets
 from disthess.sweep.wave import AbstractSink, forward, reverse
 from disthess.types import Part, Span
 

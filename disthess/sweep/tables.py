@@ -32,7 +32,7 @@ def with_tables(
         width, spared = 0, False
         for program, tensors, samples in zip(programs, inputs, sizes, strict=True):
             graph = program.graph
-            leaves = source_leaves(graph, cost.uses, cost.parameter)
+            leaves = source_leaves(graph, cost.source, cost.parameter)
             if not leaves or len(graph.nodes[leaves[0]].shape) != 2:
                 return cost
             lookups = table_lookups(graph, leaves)

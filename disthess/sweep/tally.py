@@ -17,9 +17,11 @@ from disthess.graph.ir import Graph, Node
 from disthess.graph.waves import leading_to
 from disthess.planning.work import ReverseWork, SweepWork, Work
 from disthess.rules.base import Units
+from disthess.rules.outer import outer_multiply_adds
+from disthess.rules.table import rule_for
 from disthess.sweep.meter import RuleMeter
 from disthess.sweep.thin import contracts_first, first_multiply_adds, keeps_units
-from disthess.sweep.wave import AbstractSink, forward, reverse
+from disthess.sweep.wave import AbstractSink, forward, keeps_curvature, reverse
 from disthess.types import PARTS, Part
 
 
@@ -56,12 +58,14 @@ class OutputSource:
         leaf: The source's leaf.
         width: Inputs of the layer.
         rows: Rows of one sample at its output.
+        shared: Target leaves whose rows add up with those of other leaves.
     """
 
     index: int
     leaf: int
     width: int
     rows: int
+    shared: frozenset[int] = frozenset()
 
 
 @final
@@ -71,12 +75,15 @@ class SweepTally:
     Args:
         graph: The captured objective.
         parts: Parts to count.
+
+    Attributes:
+        parts: Those that the graph has.
     """
 
     def __init__(self, graph: Graph, parts: Sequence[Part] = PARTS) -> None:
         self._graph = graph
         self._meter = RuleMeter(graph)
-        self._parts = tuple(part for part in parts if part == "hessian" or graph.has_model_boundary)
+        self.parts = tuple(part for part in parts if part == "hessian" or graph.has_model_boundary)
         self._shared = any(node.live and node.kind == "op" and node.region == "weight" for node in graph.nodes)
 
     def sweep(self, seeds: Sequence[int], targets: Sequence[Node], source: OutputSource | None) -> SweepWork:
@@ -91,16 +98,36 @@ class SweepTally:
         ahead = Tally()
         tangents = forward(self._frame(ahead, True), self._seeds(seeds))
         waves = []
-        for part in self._parts:
+        for part in self.parts:
             first = self._wave(tangents, part, passed, source, True)
             later = self._wave(tangents, part, passed, source, False) if self._shared else first
             waves.append(ReverseWork(part, first.work, later.work, tuple(first.repeated), first.own, first.per_unit))
         return SweepWork(ahead.work, tuple(waves), source.rows if source is not None else 1)
 
+    def back(self, targets: Sequence[Node], source: OutputSource) -> SweepWork:
+        """The waves from the source's inputs back to what they depend on, ``delta`` times their rows included."""
+        passed, inputs = leading_to(self._graph, [node.index for node in targets]), self._source_input(source.index)
+        waves = []
+        for part in self.parts:
+            tally = Tally()
+            frame = self._frame(tally, True)
+            if inputs in passed and keeps_curvature(frame, frame.node(source.index), part):
+                sink = _TallySink(tally, self._graph, source, back=True)
+                reverse(frame, {}, part, passed, sink, {inputs: Trace()})  # type: ignore[dict-item]
+            waves.append(ReverseWork(part, Work(), Work(), per_unit=tally.per_unit, back=tally.work))
+        return SweepWork(Work(), tuple(waves), source.rows)
+
     def source_rows(self, index: int, leaf: int) -> tuple[int, int] | None:
         """Rows of a sample and inputs of a node that a leaf enters once, as an output basis wants it; else None."""
-        refs = [ref for ref in self._graph.nodes[index].refs() if self._graph.nodes[ref].kind != "size"]
-        return self._meter.source_rows(index, refs.index(leaf)) if refs.count(leaf) == 1 else None
+        slots = self._slots(index)
+        return self._meter.source_rows(index, slots.index(leaf)) if slots.count(leaf) == 1 else None
+
+    def _source_input(self, index: int) -> int:
+        """The node that a source's weight multiplies."""
+        return self._slots(index)[rule_for(self._graph.nodes[index].op).source_slot]
+
+    def _slots(self, index: int) -> tuple[int, ...]:
+        return tuple(ref for ref in self._graph.nodes[index].refs() if self._graph.nodes[ref].kind != "size")
 
     def _seeds(self, seeds: Sequence[int]) -> Any:
         """Unit vectors at leaves, as the parameter basis has them; elsewhere stacks."""
@@ -119,14 +146,11 @@ class SweepTally:
         """What the waves ask of a frame; a call is the index of its node."""
         graph = self._graph
 
-        def slots(index: int) -> tuple[int, ...]:
-            return tuple(ref for ref in graph.nodes[index].refs() if graph.nodes[ref].kind != "size")
-
         return SimpleNamespace(
             primal=SimpleNamespace(graph=graph),
             first=first,
             node=graph.nodes.__getitem__,
-            slots=slots,
+            slots=self._slots,
             call=lambda index: index,
             rule=lambda index: _TallyRule(tally, self._meter),
         )
@@ -173,6 +197,11 @@ class _TallyRule:
     def thin(self, call: int, cotangent: Trace | None, tangents: Mapping[int, Trace], slot: int) -> bool:
         return self._meter.thin(call, cotangent is not None, tuple(sorted(tangents)), slot)
 
+    def pairs(
+        self, call: int, cotangent: Trace | None, tangents: Mapping[int, Trace], slot: int
+    ) -> tuple[int, ...] | None:
+        return self._meter.pairs(call, cotangent is not None, tuple(sorted(tangents)), slot)
+
     def rows(self, call: int, cotangent: Trace | None, tangents: Mapping[int, Trace], slot: int) -> tuple[Work, int]:
         return self._meter.per_sample(call, cotangent is not None, tuple(sorted(tangents)), slot)
 
@@ -181,10 +210,12 @@ class _TallyRule:
 class _TallySink(AbstractSink):
     """Counts what the sinks of `disthess.sweep.panel` multiply."""
 
-    def __init__(self, tally: Tally, graph: Graph, source: OutputSource | None) -> None:
+    def __init__(self, tally: Tally, graph: Graph, source: OutputSource | None, *, back: bool = False) -> None:
         self._tally = tally
         self._graph = graph
         self._source = source
+        self._back = back
+        self._kept: dict[str, tuple[int, list[int]]] = {}
 
     @property
     def per_sample(self) -> bool:
@@ -198,24 +229,42 @@ class _TallySink(AbstractSink):
     ) -> None:
         leaf = frame.slots(index)[slot]
         source = self._source
-        if source is not None and leaf == source.leaf and cotangent is not None:
-            self._tally.own = True
+        if source is not None and leaf in source.shared:
+            pairs = frame.rule(index).pairs(call, cotangent, tangents, slot)
+            if pairs is not None:
+                self._kept.setdefault(self._graph.nodes[leaf].op, (leaf, []))[1].extend(pairs)
+                return
+        if not self._back and self._formed_otherwise(frame, index, call, slot, cotangent, tangents):
             return
-        readings = [frame.slots(index)[other] for other in tangents]
-        if source is not None and frame.rule(index).thin(call, cotangent, tangents, slot):
-            bent, moved, shape = cotangent is not None, bool(tangents), self._graph.nodes[leaf].shape
-            if source.rows == 1 and keeps_units(self._graph, source.index, readings):
-                self._multiply_thin(leaf, bent, moved)
-                return
-            thin = (source.rows, source.width, (shape[0], shape[1]), bent, moved)
-            if source.rows > 1 and contracts_first(*thin):
-                self._tally.per_unit += first_multiply_adds(*thin)
-                return
         work, again = frame.rule(index).rows(call, cotangent, tangents, slot)
         self._tally.work += Work(work.once, work.per_sample - again, work.per_tangent, work.per_pair)
         if again:
             self._tally.repeated.append((_size(self._graph.nodes[leaf]), again))
         self._multiply(leaf)
+
+    def finish(self) -> None:
+        for leaf, rows in self._kept.values():
+            self._tally.work += Work(per_pair=outer_multiply_adds(rows) * _size(self._graph.nodes[leaf]))
+            self._multiply(leaf)
+
+    def _formed_otherwise(
+        self, frame: Any, index: int, call: Any, slot: int, cotangent: Any, tangents: Mapping[int, Any]
+    ) -> bool:
+        leaf, source = frame.slots(index)[slot], self._source
+        if source is not None and leaf == source.leaf and cotangent is not None:
+            self._tally.own = True
+            return True
+        readings = [frame.slots(index)[other] for other in tangents]
+        if source is not None and frame.rule(index).thin(call, cotangent, tangents, slot):
+            bent, moved, shape = cotangent is not None, bool(tangents), self._graph.nodes[leaf].shape
+            if source.rows == 1 and keeps_units(self._graph, source.index, readings):
+                self._multiply_thin(leaf, bent, moved)
+                return True
+            thin = (source.rows, source.width, (shape[0], shape[1]), bent, moved)
+            if source.rows > 1 and contracts_first(*thin):
+                self._tally.per_unit += first_multiply_adds(*thin)
+                return True
+        return False
 
     def _multiply_thin(self, leaf: int, bent: bool, moved: bool) -> None:
         if bent:
@@ -224,8 +273,14 @@ class _TallySink(AbstractSink):
             self._tally.work += Work(per_pair=self._source.width * self._graph.nodes[leaf].shape[0])
 
     def _multiply(self, leaf: int) -> None:
-        if self._source is not None:
-            self._tally.work += Work(per_pair=self._source.width * _size(self._graph.nodes[leaf]))
+        source = self._source
+        if source is None:
+            return
+        products = source.width * _size(self._graph.nodes[leaf])
+        if self._back:
+            self._tally.per_unit += source.rows * products
+        else:
+            self._tally.work += Work(per_pair=products)
 
 
 def _size(node: Node) -> int:

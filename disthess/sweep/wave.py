@@ -3,7 +3,7 @@
 With ``x'`` tangents and ``x''`` cotangent tangents (the tangent of ``delta``), per node ``f = g(x_0, x_1, ...)``:
 
 * forward:  ``f' = sum_a D_a x_a'  (+ seed)``
-* reverse:  ``x_a'' += D_a^T f'' + sum_b S_ab x_b'``
+* reverse:  ``x_a'' += D_a^T f'' + sum_b S_ab x_b'  (+ seed)``
 
 What the reverse wave leaves at a parameter leaf is a panel block, at any other node an activation block. The parts differ
 only in which nodes' S they keep: all (``hessian``), those after the model's outputs (``ggn``), those inside it (``residual``).
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, overload
 
 import torch
@@ -47,6 +48,10 @@ class AbstractSink(abc.ABC):
         """A leaf that feeds a node with samples, in a ``per_sample`` wave: the sink evaluates it block by block."""
         raise NotImplementedError
 
+    def finish(self) -> None:
+        """The wave has come to its end."""
+        return
+
 
 @overload
 def forward(frame: Frame, seeds: Mapping[int, Stack]) -> dict[int, Stack]: ...
@@ -80,7 +85,12 @@ def forward(frame: Frame, seeds: Mapping[int, Stack | Units]) -> Any:
 
 
 def reverse(
-    frame: Frame, tangents: Mapping[int, Stack | Units], part: Part, passed: Sequence[int], sink: AbstractSink
+    frame: Frame,
+    tangents: Mapping[int, Stack | Units],
+    part: Part,
+    passed: Sequence[int],
+    sink: AbstractSink,
+    seeds: Mapping[int, Stack] = MappingProxyType({}),
 ) -> None:
     """The reverse wave, handing each target leaf's rows to ``sink``.
 
@@ -90,10 +100,11 @@ def reverse(
         part: Which nodes' S are kept.
         passed: Nodes on the way to the targets, from the loss down (`disthess.graph.waves.leading_to`).
         sink: Receives rows.
+        seeds: Cotangents that start at nodes on the way, beside what the nodes' S gives.
     """
     graph = frame.primal.graph
     members = frozenset(passed)
-    cotangents: dict[int, Stack] = {}
+    cotangents: dict[int, Stack] = {index: stack for index, stack in seeds.items() if index in members}
     for index in passed:
         node = graph.nodes[index]
         if not node.live or node.region == "total":
@@ -105,9 +116,10 @@ def reverse(
             if cotangent is not None and node.kind == "use":
                 sink.take(index, cotangent)
             continue
-        kept, units = _tangents_of(frame, node, tangents) if _keeps_curvature(frame, node, part) else ({}, {})
+        kept, units = _tangents_of(frame, node, tangents) if keeps_curvature(frame, node, part) else ({}, {})
         if cotangent is not None or kept or units:
             _node_step(frame, node, cotangent, kept, units, members, sink, cotangents)
+    sink.finish()
 
 
 def _node_step(
@@ -158,7 +170,8 @@ def per_sample_rows(
     return torch.stack(pieces, dim=1)
 
 
-def _keeps_curvature(frame: Frame, node: Node, part: Part) -> bool:
+def keeps_curvature(frame: Frame, node: Node, part: Part) -> bool:
+    """Whether a wave of a part takes a node's S into account."""
     if node.region == "weight" and not frame.first:
         return False
     return part == "hessian" or node.in_model == (part == "residual")

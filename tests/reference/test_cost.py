@@ -17,7 +17,7 @@ import disthess
 from disthess.planning import memory, tiling
 from disthess.prepare import Options, Prepared, prepare
 from disthess.problem import Problem
-from disthess.sweep import panel
+from disthess.sweep import panel, rows
 from disthess.sweep.engine import GraphEngine
 from disthess.sweep.primal import compute_primals
 
@@ -130,7 +130,8 @@ ALL = {"parts": ("hessian", "ggn", "residual")}
 RUNS: tuple[tuple[Callable[[], Problem], dict[str, Any]], ...] = (
     *((make, {}) for make in (mlp, cnn, rnn, transformer, tables, gated, batch_norm, up_down, lstm, unequal_batches)),
     (rnn, {"shared": "uses"}), (rnn, {"shared": "sum"}), (cnn, ALL), (gated, ALL), (gated, {"basis": "parameter"}),
-    (transformer, {"basis": "output"}), (cnn, {"basis": "output", **ALL}), (pooled, {}), (pooled, {"basis": "output", **ALL}),
+    (transformer, {"basis": "output"}), (cnn, {"basis": "output", **ALL}), (rnn, {"basis": "output", **ALL}),
+    (lstm, {"basis": "output"}), (pooled, {}), (pooled, {"basis": "output", **ALL}),
     (mlp, {"activations": "*", "parameters": "4.bias"}), (mlp, {"parameters": ["0.*", "4.*"]}),
 )  # fmt: skip
 IDS = [make.__name__ + "".join(f"-{key}={value}" for key, value in options.items()) for make, options in RUNS]
@@ -185,7 +186,7 @@ def test_every_tile_is_counted_whatever_its_stack(make: Callable[[], Problem], m
 
 
 def test_the_cache_is_one_size() -> None:
-    assert memory.CACHE_BYTES == panel.CACHE_BYTES
+    assert memory.CACHE_BYTES == panel.CACHE_BYTES == rows.CACHE_BYTES
 
 
 def test_columns_of_earlier_tiles_are_not_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,8 +56,7 @@ def test_readers_are_those_that_hold_the_token() -> None:
     prepared = prepare(problem(Words(), 6), Options())
     graph, constants = prepared.programs[0].graph, prepared.programs[0].constants
     inputs = batch_tensors(prepared.problem.batches[0])
-    uses = next(entry.uses for entry in prepared.plan.layout.parameters if entry.name == "table.weight")
-    lookups = table_lookups(graph, source_leaves(graph, uses, "table.weight"))
+    lookups = table_lookups(graph, source_leaves(graph, "table.weight", "table.weight"))
     assert len(lookups) == 2
     found = table_readers(graph, lookups, lookup_indices(graph, lookups, inputs, constants), 6, 11)
     for row in range(11):

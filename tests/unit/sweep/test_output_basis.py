@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,7 +13,11 @@ from torch import Tensor, nn
 
 import disthess
 from disthess.planning import tiling
+from disthess.prepare import Options, prepare
+from disthess.sweep import rows as rows_module
 from disthess.sweep import thin
+from disthess.sweep.engine import GraphEngine
+from disthess.sweep.primal import compute_primals
 
 ATOL = 1e-12
 
@@ -27,6 +32,52 @@ class Tokens(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[N, 3, 6]`` to ``[N, 9]``."""
         return self.head(torch.tanh(self.second(torch.sigmoid(self.first(x)))).mean(1))
+
+
+class Recurrent(nn.Module):
+    """An Elman network whose step has a bias; of as many steps as there are, at least one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.again, self.leave = nn.Linear(3, 6, bias=False), nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, T, 3]`` to ``[N, 4]``."""
+        state = torch.sigmoid(self.enter(x[:, 0]))
+        for step in range(1, x.shape[1]):
+            state = torch.tanh(self.enter(x[:, step]) + self.again(state))
+        return self.leave(state)
+
+
+class Repeated(nn.Module):
+    """A layer of three rows a sample and a convolution, each applied three times over, and one sample moving the others."""
+
+    def __init__(self, coupled: bool = False) -> None:
+        super().__init__()
+        self.rows, self.places, self.head = nn.Linear(4, 4), nn.Conv1d(3, 3, 3, padding=1), nn.Linear(12, 5)
+        self.coupled = coupled
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 3, 4]`` to ``[N, 5]``."""
+        for _ in range(3):
+            x = torch.tanh(self.places(torch.sigmoid(self.rows(x))) + x)
+        if self.coupled:
+            x = x * x.mean(0)
+        return self.head(x.flatten(1))
+
+
+class Twice(nn.Module):
+    """One weight in two branches, and again where they have met."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 5))
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 10]`` to ``[N, 3]``."""
+        left, right = (torch.tanh(nn.functional.linear(half, self.weight)) for half in x.chunk(2, 1))
+        return self.head(nn.functional.linear(left * right, self.weight).exp())
 
 
 def net(*layers: nn.Module) -> nn.Module:
@@ -59,6 +110,10 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         ),
         (1, 3, 3, 3), 2,
     ),
+    "recurrent": (Recurrent, (4, 3), 4),
+    "repeated": (Repeated, (3, 4), 5),
+    "coupled": (lambda: Repeated(coupled=True), (3, 4), 5),
+    "twice": (Twice, (10,), 3),
     "one_place": (lambda: net(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(3, 2)), (2, 3, 3), 2),
 }  # fmt: skip
 
@@ -81,11 +136,11 @@ def test_every_weight_has_an_output_basis_and_it_is_right(name: str, tmp_path: P
     np.testing.assert_allclose(store.dense(), disthess.reference_hessian(made), atol=ATOL)
 
 
-@pytest.mark.parametrize("name", ["tokens", "two_axes"])
+@pytest.mark.parametrize("name", ["tokens", "two_axes", "recurrent", "repeated"])
 def test_small_tiles_stacks_and_caches_agree(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for where, size in (("TILE_BYTES", 4_000), ("CHUNK_BYTES", 1), ("STACK_BYTES", 4_000)):
         monkeypatch.setattr(tiling, where, size)
-    for module in ("thin", "panel"):
+    for module in ("thin", "panel", "rows"):
         monkeypatch.setattr(f"disthess.sweep.{module}.CACHE_BYTES", 300)
     made = problem(name)
     plan = disthess.plan(made, basis="output")
@@ -94,6 +149,69 @@ def test_small_tiles_stacks_and_caches_agree(name: str, tmp_path: Path, monkeypa
     np.testing.assert_allclose(store.dense(), disthess.reference_hessian(made), atol=ATOL)
     np.testing.assert_allclose(store.dense("ggn"), disthess.reference_hessian(made, part="ggn"), atol=ATOL)
     np.testing.assert_allclose(store.dense("ggn") + store.dense("residual"), store.dense(), atol=ATOL)
+
+
+@pytest.mark.parametrize("lengths", [(2, 4), (4, 2), (1, 3), (3, 1)])
+@pytest.mark.parametrize("basis", ["output", "parameter", None])
+def test_batches_may_use_a_parameter_more_or_less_often(
+    lengths: tuple[int, int], basis: Literal["output", "parameter"] | None, tmp_path: Path
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = Recurrent().double()
+        batches = [(torch.randn(5, steps, 3).double(), torch.randint(4, (5,))) for steps in lengths]
+    made = disthess.Problem(model, loss="cross_entropy", batches=batches)
+    store = disthess.compute(made, tmp_path / "x.zarr", basis=basis)
+    np.testing.assert_allclose(store.dense(), disthess.reference_hessian(made), atol=ATOL)
+
+
+class EitherWay(nn.Module):
+    """Two layers, the order of which depends on the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 4]`` to ``[N, 3]``; of an odd N the other way round."""
+        layers = (self.first, self.second) if x.shape[0] % 2 else (self.second, self.first)
+        for layer in layers:
+            x = torch.tanh(layer(x))
+        return self.head(x)
+
+
+def test_batches_may_pass_layers_in_another_order(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = EitherWay().double()
+        batches = [(torch.randn(size, 4).double(), torch.randint(3, (size,))) for size in (5, 6)]
+    made = disthess.Problem(model, loss="cross_entropy", batches=batches)
+    store = disthess.compute(made, tmp_path / "x.zarr", basis="output")
+    np.testing.assert_allclose(store.dense(), disthess.reference_hessian(made), atol=ATOL)
+
+
+def test_rows_of_a_shared_weight_are_added_up_before_they_are_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product for each use, each part of it and each unit, however many uses the rows come from."""
+    calls: list[int] = []
+    add = rows_module.add_products
+
+    def counted(*arguments: Tensor) -> None:
+        calls.append(len(arguments[0]))
+        add(*arguments)
+
+    monkeypatch.setattr(rows_module, "add_products", counted)
+    prepared = prepare(problem("recurrent", (6,)), Options(basis="output", parameters="again.weight"))
+    values = {parameter.name: parameter.tensor.detach() for parameter in prepared.problem.parameters()}
+    engine = GraphEngine(
+        compute_primals(prepared.problem, prepared.programs),
+        values,
+        prepared.plan.layout,
+        {source.source: source for source in prepared.plan.sources},
+    )
+    for tile in prepared.plan.layout.tiles:
+        engine.compute(tile.source, tile.span)
+    uses, units, inputs = 3, 6, 6
+    assert sum(calls) == uses * units + (uses - 1) * inputs
 
 
 def test_one_sample_is_enough(tmp_path: Path) -> None:

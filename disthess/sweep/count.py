@@ -1,0 +1,193 @@
+"""Count what sweeping one source takes on one graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import operator
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from disthess.graph.ir import Graph, Node
+from disthess.graph.waves import leading_to, levels, live_uses
+from disthess.planning.source import activation_source
+from disthess.planning.work import ReverseWork, SweepWork, Work
+from disthess.planning.workload import SourceCost
+from disthess.rules.table import rule_for
+from disthess.sweep.tally import OutputSource, SweepTally
+from disthess.types import Part
+
+Basis = tuple[int, int, int]
+"""(units, unit_rows, rows per sample) of an output basis; zeros where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """A source and what it is swept for.
+
+    Attributes:
+        source: Name of the parameter, or of the one use of it.
+        parameter: The parameter.
+        wanted: Names of target parameters, or of target uses.
+        apart: Whether uses are swept, and their rows kept, each for itself.
+    """
+
+    source: str
+    parameter: str
+    wanted: frozenset[str]
+    apart: bool
+
+
+@final
+class GraphCounter:
+    """Costs of sources on one graph, a sample's share each.
+
+    Args:
+        graph: The captured objective.
+        parts: Parts to count matrix products of.
+
+    Attributes:
+        graph: The same.
+        uses: Its live uses in topological order.
+    """
+
+    def __init__(self, graph: Graph, parts: Sequence[Part]) -> None:
+        self.graph = graph
+        self.uses = live_uses(graph)
+        self._per = graph.samples if graph.independent else 1
+        self._levels = levels(graph)
+        self._tally = SweepTally(graph, parts)
+        self._consumer: dict[int, Node] = {}
+        for node in graph.nodes:
+            for ref in node.refs():
+                if graph.nodes[ref].kind == "use":
+                    self._consumer.setdefault(ref, node)
+
+    def leaves(self, errand: Errand) -> list[Node]:
+        """The source's."""
+        return [node for node in self.uses if errand.source == (node.name if errand.apart else node.op)]
+
+    def targets(self, errand: Errand) -> list[Node]:
+        """Those that rows are wanted of."""
+        return [node for node in self.uses if (node.name if errand.apart else node.op) in errand.wanted]
+
+    def count(self, errand: Errand, basis: Basis) -> SourceCost:
+        """What is done entry by entry, and what is held."""
+        return self._count(errand.source, errand.parameter, self.leaves(errand), self.targets(errand), basis)
+
+    def output_basis(self, errand: Errand) -> Basis:
+        """Of the weight of dense layers or convolutions, all uses alike."""
+        leaves, found = self.leaves(errand), set()
+        for leaf in leaves:
+            node = self._consumer[leaf.index]
+            told_apart = node.region == "sample" or not self.graph.independent
+            usable = told_apart and len(leaf.shape) > 1
+            found.add(self._tally.source_rows(node.index, leaf.index) if usable else None)
+        rows = found.pop()
+        return (leaves[0].shape[0], rows[1], rows[0]) if rows is not None and not found else (0, 0, 0)
+
+    def parameter_sweep(self, errand: Errand) -> SweepWork:
+        """Matrix products from unit vectors of the parameter."""
+        seeds = [leaf.index for leaf in self.leaves(errand)]
+        return self._tally.sweep(seeds, self.targets(errand), None) if seeds else self._nothing()
+
+    def output_sweep(self, errand: Errand, basis: Basis) -> SweepWork:
+        """Those from the output of every use, and back from its inputs."""
+        targets = self.targets(errand)
+        uses = Counter(node.op for node in targets)
+        shared = frozenset(node.index for node in targets if uses[node.op] > 1 and not errand.apart)
+        found = []
+        for leaf in self.leaves(errand):
+            node = self._consumer[leaf.index]
+            rows = self._tally.source_rows(node.index, leaf.index)
+            source = OutputSource(node.index, leaf.index, basis[1], rows[0] if rows is not None else basis[2], shared)
+            found += [self._tally.sweep([node.index], targets, source), self._tally.back(targets, source)]
+        return functools.reduce(operator.add, found) if found else self._nothing()
+
+    def _nothing(self) -> SweepWork:
+        return SweepWork(Work(), tuple(ReverseWork(part, Work(), Work()) for part in self._tally.parts))
+
+    def activation(self, name: str, targets: frozenset[str], samples: int) -> SourceCost:
+        """A node's activation against target nodes, rows kept for so many samples."""
+        nodes = [node for node in self.graph.nodes if node.asked and node.name in targets]
+        source = [node for node in nodes if node.name == name]
+        entries = _size(source[0]) // self._per
+        cost = self._count(activation_source(name), name, source, nodes, (entries, samples, 1))
+        return dataclasses.replace(cost, uses=(), rows=entries * samples)
+
+    def activation_sweep(self, name: str, targets: frozenset[str]) -> SweepWork:
+        """Its matrix products."""
+        asked = [node for node in self.graph.nodes if node.asked and node.name in targets]
+        return self._tally.sweep([node.index for node in asked if node.name == name], asked, None)
+
+    def _count(
+        self, source: str, parameter: str, leaves: Sequence[Node], targets: Sequence[Node], basis: Basis
+    ) -> SourceCost:
+        graph = self.graph
+        reached = self._reached(leaves)
+        passed = frozenset(leading_to(graph, [node.index for node in targets]))
+        propagation = summed = apart = held = kept = 0
+        uses = Counter(node.op for node in targets)
+        for node in graph.nodes[min(min(passed), min(reached)) :]:
+            if not node.live or node.region == "total" or node.kind != "op":
+                continue
+            share = self._entries(node)
+            bent = 2 * share if node.index in reached else share
+            for ref in node.refs():
+                other = graph.nodes[ref]
+                if not other.live:
+                    continue
+                if ref in reached:
+                    propagation += share
+                if ref not in passed:
+                    continue
+                if other.kind == "use":
+                    summed += bent
+                    apart += _size(other) * self._per * (2 if node.index in reached else 1)
+                    kept += _size(node) if uses[other.op] > 1 else 0
+                else:
+                    propagation += bent
+                    if other.region == "weight" and node.region == "sample":
+                        held += _size(other) * self._per
+        per = self._per
+        return SourceCost(
+            source=source,
+            parameter=parameter,
+            uses=tuple(node.name for node in leaves),
+            level=max(self._levels[node.index] for node in leaves),
+            rows=_size(leaves[0]),
+            units=basis[0],
+            unit_rows=basis[1],
+            unit_tangents=basis[2],
+            propagation=-(-propagation // per),
+            summed_targets=-(-summed // per),
+            apart_targets=-(-apart // per),
+            columns=sum(_size(node) for node in targets),
+            diagonal=basis[2] == 1 and len(leaves) == 1,
+            tangent_entries=-(
+                -sum(_size(graph.nodes[index]) for index in reached if graph.nodes[index].region != "total") // per
+            ),
+            front_entries=-(
+                -max((_size(node) for node in graph.nodes if node.live and node.kind == "op"), default=1) // per
+            ),
+            apart_entries=held // per,
+            kept_entries=kept // per,
+        )
+
+    def _reached(self, leaves: Sequence[Node]) -> set[int]:
+        reached = {node.index for node in leaves}
+        for node in self.graph.nodes[min(reached) :]:
+            if node.live and node.region != "total" and any(ref in reached for ref in node.refs()):
+                reached.add(node.index)
+        return reached
+
+    def _entries(self, node: Node) -> int:
+        shapes = tuple(self.graph.nodes[ref].shape for ref in node.refs() if self.graph.nodes[ref].kind != "size")
+        return rule_for(node.op).entry_multiply_adds(shapes, node.shape)
+
+
+def _size(node: Node) -> int:
+    return math.prod(node.shape)

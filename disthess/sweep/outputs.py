@@ -1,0 +1,111 @@
+"""Sweeps of the output basis: from the outputs of a source's layer, and back from its inputs. See `disthess.sweep.panel`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from disthess.errors import GraphError
+from disthess.graph.ir import Graph
+from disthess.rules.base import Stack
+from disthess.sweep.buffers import AbstractWindow
+from disthess.sweep.frame import Frame
+from disthess.sweep.panel import InputSink, OutputSink, SweptLayer
+from disthess.sweep.rows import Targets
+from disthess.sweep.wave import forward, keeps_curvature, reverse
+from disthess.types import Part, Span
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What rows are wanted of.
+
+    Attributes:
+        targets: The leaves.
+        passed: Nodes on the way to them, from the loss down.
+    """
+
+    targets: Targets
+    passed: tuple[int, ...]
+
+
+def sweep_outputs(
+    frame: Frame, leaf: int, wanted: Wanted, block: Span, skip: int, windows: Mapping[Part, AbstractWindow]
+) -> None:
+    """Add what unit vectors of a layer's outputs give to the rows of its weight.
+
+    Args:
+        frame: The microbatch.
+        leaf: The use of the weight.
+        wanted: The targets.
+        block: Units.
+        skip: Units whose columns of the own block are not needed.
+        windows: Sums of the rows of those units, by part.
+
+    Raises:
+        GraphError: The layer has no output basis, which the plan should have known.
+    """
+    index, slot = consumer(frame.primal.graph, leaf)
+    call, rule = frame.call(index), frame.rule(index)
+    inputs = rule.source_rows(call, slot)
+    if inputs is None:
+        raise GraphError(
+            f"{frame.node(index).name} has no output basis for {frame.node(leaf).op}; this is a planning fault."
+        )
+    places = rule.source_outputs(call, _numbers(call.output)[None])[0]
+    tangents = forward(frame, {index: _unit_vectors(call.output, places, block)})
+    layer = SweptLayer(index, leaf, inputs, block, skip)
+    for part, window in windows.items():
+        reverse(frame, tangents, part, wanted.passed, OutputSink(wanted.targets, window, layer))
+
+
+def sweep_back(
+    frame: Frame, leaf: int, wanted: Wanted, units: Span, stack: int, buffers: Mapping[Part, AbstractWindow]
+) -> None:
+    """Add what a weight gives back to its inputs, where targets move these.
+
+    Args:
+        frame: The microbatch.
+        leaf: The use of the weight.
+        wanted: The targets.
+        units: All those whose rows are summed.
+        stack: Inputs swept at a time.
+        buffers: The sums, by part.
+    """
+    index, _ = consumer(frame.primal.graph, leaf)
+    call, rule = frame.call(index), frame.rule(index)
+    before, value = frame.slots(index)[rule.source_slot], call.inputs[rule.source_slot]
+    if before not in wanted.passed:
+        return
+    deltas = rule.source_outputs(call, call.delta[None])[0][..., units.start : units.stop]
+    places = rule.source_inputs(call, _numbers(value)[None] + 1)[0] - 1
+    width = places.shape[-1]
+    for start in range(0, width, stack):
+        block = Span(start, min(start + stack, width))
+        seeds = {before: _unit_vectors(value, places, block)}
+        for part in [part for part in buffers if keeps_curvature(frame, frame.node(index), part)]:
+            sink = InputSink(wanted.targets, buffers[part], deltas, block, width)
+            reverse(frame, {}, part, wanted.passed, sink, seeds)
+
+
+def consumer(graph: Graph, leaf: int) -> tuple[int, int]:
+    """The node that a use leaf feeds, and its (first) slot there."""
+    for node in graph.nodes[leaf + 1 :]:
+        tensors = [ref for ref in node.refs() if graph.nodes[ref].kind != "size"]
+        if leaf in tensors:
+            return node.index, tensors.index(leaf)
+    raise GraphError(f"use {graph.nodes[leaf].name} feeds no node.")
+
+
+def _numbers(value: Tensor) -> Tensor:
+    return torch.arange(value.numel(), device=value.device).reshape(value.shape)
+
+
+def _unit_vectors(value: Tensor, places: Tensor, block: Span) -> Stack:
+    """Of every sample at once, ``[U R, *value]``, from the places of entries of rows, ``[n, R, entries]``; -1 for none."""
+    ones = places[:, :, block.start : block.stop].permute(2, 1, 0).reshape(-1, len(places))
+    found = value.new_zeros(len(ones), value.numel())
+    return found.scatter_(1, ones.clamp(min=0), (ones >= 0).to(value.dtype)).view(-1, *value.shape)

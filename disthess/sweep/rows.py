@@ -1,0 +1,137 @@
+"""Per-sample rows of target leaves, formed piece by piece, and multiplied by what a sink multiplies them by.
+
+For units u of R tangents each, rows ``M[u, (r, n), :]`` and multipliers ``x[j, (r, n)]`` a sink adds ``sum_(r, n) x[j, (r, n)]
+M[u, (r, n), :]`` to its sums. Rows of a parameter that is used several times are added up over its uses before they are multiplied:
+the products are what costs.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from typing_extensions import override
+
+from disthess.planning.memory import CACHE_BYTES
+from disthess.rules.base import AbstractRule, Call, Stack
+from disthess.rules.outer import Pairs, outers_per_sample
+from disthess.rules.products import add_products
+from disthess.sweep.buffers import Block
+from disthess.sweep.frame import Frame
+from disthess.sweep.wave import AbstractSink, per_sample_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Which leaves are targets, and the buffer key of each.
+
+    Attributes:
+        keys: Buffer key by leaf index.
+        sizes: Number of entries by leaf index.
+    """
+
+    keys: Mapping[int, str]
+    sizes: Mapping[int, int]
+
+    def block(self, leaf: int) -> Block:
+        """Where a leaf's rows add up."""
+        return Block(self.keys[leaf], self.sizes[leaf])
+
+    def shared(self, leaf: int) -> bool:
+        """Whether other leaves add up in the same place."""
+        return list(self.keys.values()).count(self.keys[leaf]) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What one use's rows are made of."""
+
+    rule: AbstractRule
+    call: Call
+    slot: int
+    cotangent: Stack | None
+    tangents: Mapping[int, Stack]
+
+    def pairs(self, stack: slice) -> Pairs:
+        """Of some tangents."""
+        part = None if self.cotangent is None else self.cotangent[stack]
+        parts = {key: value[stack] for key, value in self.tangents.items()}
+        return self.rule.row_pairs(self.call, part, parts, self.slot) or []
+
+
+class AbstractRowsSink(AbstractSink):
+    """Multiplies per-sample rows and adds them to sums.
+
+    Args:
+        targets: The targets.
+        multipliers: ``x``, ``[n, R, j]``.
+        units: Their number: the stack is units x R tangents, unit by unit.
+    """
+
+    def __init__(self, targets: Targets, multipliers: Tensor, units: int) -> None:
+        self._targets = targets
+        self._samples, self._rows, self._width = multipliers.shape
+        self._multipliers = multipliers.permute(2, 1, 0).reshape(self._width, -1).contiguous()
+        self._units = units
+        self._kept: dict[str, tuple[int, list[_Kept]]] = {}
+
+    @abc.abstractmethod
+    def _sums(self, leaf: int) -> Tensor:
+        """What a leaf's products are added to in place, ``[units, j, entries]``."""
+
+    @abc.abstractmethod
+    def _without_rows(
+        self, frame: Frame, index: int, call: Call, slot: int, cotangent: Stack | None, tangents: Mapping[int, Stack]
+    ) -> bool:
+        """Do without rows where there is a shorter way, and say whether there was."""
+
+    @property
+    @override
+    def per_sample(self) -> bool:
+        return True
+
+    @override
+    def take(self, leaf: int, rows: Stack) -> None:
+        self._add(leaf, slice(0, self._units), rows)
+
+    @override
+    def take_call(
+        self, frame: Frame, index: int, call: Call, slot: int, cotangent: Stack | None, tangents: Mapping[int, Stack]
+    ) -> None:
+        leaf, rule = frame.slots(index)[slot], frame.rule(index)
+        kept = _Kept(rule, call, slot, cotangent, tangents)
+        if self._targets.shared(leaf) and kept.pairs(slice(0, 1)):
+            self._kept.setdefault(self._targets.keys[leaf], (leaf, []))[1].append(kept)
+            return
+        if self._without_rows(frame, index, call, slot, cotangent, tangents):
+            return
+        for units, stack in self._pieces(self._targets.sizes[leaf]):
+            part = None if cotangent is None else cotangent[stack]
+            parts = {key: value[stack] for key, value in tangents.items()}
+            self._add(leaf, units, per_sample_rows(frame, index, call, slot, part, parts))
+
+    @override
+    def finish(self) -> None:
+        for leaf, uses in self._kept.values():
+            for units, stack in self._pieces(self._targets.sizes[leaf]):
+                self._add(leaf, units, outers_per_sample([pair for use in uses for pair in use.pairs(stack)]))
+        self._kept.clear()
+
+    def _pieces(self, size: int) -> Iterator[tuple[slice, slice]]:
+        """Units, and their tangents, of which rows of so many entries fit the cache."""
+        per_unit = self._rows * self._samples * size * self._multipliers.element_size()
+        step = max(1, CACHE_BYTES // max(1, per_unit))
+        for first in range(0, self._units, step):
+            units = slice(first, min(first + step, self._units))
+            yield units, slice(units.start * self._rows, units.stop * self._rows)
+
+    def _add(self, leaf: int, units: slice, rows: Stack) -> None:
+        """``sums[u, j, :] += sum_(r, n) x[j, (r, n)] rows[u, (r, n), :]``, of rows ``[K, n, *entries]``."""
+        count = units.stop - units.start
+        add_products(
+            self._sums(leaf)[units],
+            self._multipliers,
+            rows.reshape(count, self._rows * self._samples, self._targets.sizes[leaf]),
+        )
