@@ -21,11 +21,16 @@ LEAST = 1 << 20
 PIECE = 1 << 20
 """Entries of a sum that oneDNN's products are made for at a time: it cannot add to what is there, and a piece stays in cache."""
 
+PIECE_ROWS = 32
+"""Rows of such a piece, at least, where the sum has as many: fewer do not pay for what oneDNN does to the right operand first."""
+
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """``left right``: ``[..., k]`` by ``[k, n]``."""
     if _gains(left, right):
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(left, right.T, None, "none", [], "")
+        # A right operand with gaps between its rows takes oneDNN a thousand times as long.
+        dense = right if right.is_contiguous() or right.T.is_contiguous() else right.contiguous()
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(left, dense.T, None, "none", [], "")
         return found
     return torch.matmul(left, right)
 
@@ -33,9 +38,13 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """``total += left right`` in place: ``[m, n]``, ``[m, k]`` by ``[k, n]``."""
     if _gains(left, right):
-        step = max(1, PIECE // len(left))
-        for first in range(0, right.shape[1], step):
-            total[:, first : first + step] += product(left, right[:, first : first + step])
+        width = max(1, PIECE // PIECE_ROWS)
+        for first in range(0, right.shape[1], width):
+            columns = slice(first, first + width)
+            piece = right[:, columns]
+            height = max(1, PIECE // piece.shape[1])
+            for start in range(0, len(left), height):
+                total[start : start + height, columns] += product(left[start : start + height], piece)
     else:
         torch.addmm(total, left, right, out=total)
 
