@@ -166,7 +166,7 @@ class ConvolutionRule(AbstractRule):
             return None
         if any(axis is not None and axis.dim for axis in (call.batch, call.batch_inputs[INPUT])):
             return None
-        return call.once("source rows", lambda: self.source_inputs(call, call.inputs[INPUT][None])[0].contiguous())
+        return self.source_inputs(call, call.inputs[INPUT][None])[0].contiguous()
 
     @property
     @override

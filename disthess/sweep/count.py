@@ -20,7 +20,7 @@ from disthess.rules.table import rule_for
 from disthess.sweep.tally import OutputSource, SweepTally
 from disthess.types import Part
 
-Basis = tuple[int, int, int]
+OutputBasis = tuple[int, int, int]
 """(units, unit_rows, rows per sample) of an output basis; zeros where there is none."""
 
 
@@ -74,11 +74,11 @@ class GraphCounter:
         """Those that rows are wanted of."""
         return [node for node in self.uses if (node.name if errand.apart else node.op) in errand.wanted]
 
-    def count(self, errand: Errand, basis: Basis) -> SourceCost:
+    def count(self, errand: Errand, basis: OutputBasis) -> SourceCost:
         """What is done entry by entry, and what is held."""
         return self._count(errand.source, errand.parameter, self.leaves(errand), self.targets(errand), basis)
 
-    def output_basis(self, errand: Errand) -> Basis:
+    def output_basis(self, errand: Errand) -> OutputBasis:
         """Of the weight of dense layers or convolutions, all uses alike."""
         leaves, found = self.leaves(errand), set()
         for leaf in leaves:
@@ -94,7 +94,7 @@ class GraphCounter:
         seeds = [leaf.index for leaf in self.leaves(errand)]
         return self._tally.sweep(seeds, self.targets(errand), None) if seeds else self._nothing()
 
-    def output_sweep(self, errand: Errand, basis: Basis) -> SweepWork:
+    def output_sweep(self, errand: Errand, basis: OutputBasis) -> SweepWork:
         """Those from the output of every use, and back from its inputs."""
         targets = self.targets(errand)
         uses = Counter(node.op for node in targets)
@@ -124,7 +124,7 @@ class GraphCounter:
         return self._tally.sweep([node.index for node in asked if node.name == name], asked, None)
 
     def _count(
-        self, source: str, parameter: str, leaves: Sequence[Node], targets: Sequence[Node], basis: Basis
+        self, source: str, parameter: str, leaves: Sequence[Node], targets: Sequence[Node], basis: OutputBasis
     ) -> SourceCost:
         graph = self.graph
         reached = self._reached(leaves)

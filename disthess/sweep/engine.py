@@ -7,6 +7,7 @@ whoever computes it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import final
 
@@ -205,7 +206,8 @@ def _targets(graph: Graph, panels: Sequence[PanelSpec], apart: bool) -> Targets:
         if node.kind == "use" and node.live and (("panels", node.op) in wanted or ("uses", node.name) in wanted):
             keys[node.index] = node.name if apart else node.op
             sizes[node.index] = int(np.prod(node.shape, dtype=np.int64))
-    return Targets(keys, sizes)
+    places = Counter(keys.values())
+    return Targets(keys, sizes, frozenset(leaf for leaf, key in keys.items() if places[key] > 1))
 
 
 def _members(panel: PanelSpec, apart: bool, graph: Graph) -> dict[str, tuple[str, ...]]:

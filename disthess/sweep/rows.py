@@ -30,18 +30,16 @@ class Targets:
     Attributes:
         keys: Buffer key by leaf index.
         sizes: Number of entries by leaf index.
+        shared: Leaves that add up in one place with others.
     """
 
     keys: Mapping[int, str]
     sizes: Mapping[int, int]
+    shared: frozenset[int] = frozenset()
 
     def block(self, leaf: int) -> Block:
         """Where a leaf's rows add up."""
         return Block(self.keys[leaf], self.sizes[leaf])
-
-    def shared(self, leaf: int) -> bool:
-        """Whether other leaves add up in the same place."""
-        return list(self.keys.values()).count(self.keys[leaf]) > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +100,7 @@ class AbstractRowsSink(AbstractSink):
     ) -> None:
         leaf, rule = frame.slots(index)[slot], frame.rule(index)
         kept = _Kept(rule, call, slot, cotangent, tangents)
-        if self._targets.shared(leaf) and kept.pairs(slice(0, 1)):
+        if leaf in self._targets.shared and kept.pairs(slice(0, 1)):
             self._kept.setdefault(self._targets.keys[leaf], (leaf, []))[1].append(kept)
             return
         if self._without_rows(frame, index, call, slot, cotangent, tangents):

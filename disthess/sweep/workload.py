@@ -68,15 +68,15 @@ class SourceCounter:
 
     def _cost(self, errand: Errand) -> SourceCost:
         used = [counter for counter in self._counters if counter.leaves(errand)]
-        bases = {counter.output_basis(errand) for counter in used}
+        bases = [counter.output_basis(errand) for counter in used]
         # Rows of a sample may differ from graph to graph, the layer's inputs and outputs do not.
-        common = {basis[:2] for basis in bases}
-        basis = used[0].output_basis(errand) if len(common) == 1 else (0, 0, 0)
-        counted = [counter.count(errand, basis) for counter in used]
+        if len({basis[:2] for basis in bases}) > 1:
+            bases = [(0, 0, 0)] * len(used)
+        counted = [counter.count(errand, basis) for counter, basis in zip(used, bases, strict=True)]
         by_parameter = tuple(counter.parameter_sweep(errand) for counter in self._counters)
         sweeps: Sweeps = (("parameter", by_parameter),)
-        if basis[0]:
-            by_output = tuple(counter.output_sweep(errand, basis) for counter in self._counters)
+        if bases[0][0]:
+            by_output = tuple(counter.output_sweep(errand, bases[0]) for counter in self._counters)
             sweeps = (*sweeps, ("output", by_output))
         return _largest(dataclasses.replace(counted[0], sweeps=sweeps), counted)
 

@@ -165,6 +165,16 @@ def test_batches_may_use_a_parameter_more_or_less_often(
     np.testing.assert_allclose(store.dense(), disthess.reference_hessian(made), atol=ATOL)
 
 
+def test_batches_may_differ_in_rows_a_sample(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = Tokens().double()
+        batches = [(torch.randn(4, rows, 6).double(), torch.randint(9, (4,))) for rows in (1, 3, 5)]
+    made = disthess.Problem(model, loss="cross_entropy", batches=batches)
+    store = disthess.compute(made, tmp_path / "x.zarr", basis="output")
+    np.testing.assert_allclose(store.dense(), disthess.reference_hessian(made), atol=ATOL)
+
+
 class EitherWay(nn.Module):
     """Two layers, the order of which depends on the batch."""
 
