@@ -79,7 +79,7 @@ class GraphCounter:
         return self._count(errand.source, errand.parameter, self.leaves(errand), self.targets(errand), basis)
 
     def output_basis(self, errand: Errand) -> OutputBasis:
-        """Of the weight of dense layers or convolutions, all uses alike."""
+        """Of the weight of dense layers or convolutions, all uses alike, where several have fewer rows together than inputs."""
         leaves, found = self.leaves(errand), set()
         for leaf in leaves:
             node = self._consumer[leaf.index]
@@ -87,7 +87,9 @@ class GraphCounter:
             usable = told_apart and len(leaf.shape) > 1
             found.add(self._tally.source_rows(node.index, leaf.index) if usable else None)
         rows = found.pop()
-        return (leaves[0].shape[0], rows[1], rows[0]) if rows is not None and not found else (0, 0, 0)
+        if rows is None or found or (len(leaves) > 1 and rows[0] * len(leaves) > rows[1]):
+            return 0, 0, 0
+        return leaves[0].shape[0], rows[1], rows[0]
 
     def parameter_sweep(self, errand: Errand) -> SweepWork:
         """Matrix products from unit vectors of the parameter."""

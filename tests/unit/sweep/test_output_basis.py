@@ -39,10 +39,10 @@ class Recurrent(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.enter, self.again, self.leave = nn.Linear(3, 6, bias=False), nn.Linear(6, 6), nn.Linear(6, 4)
+        self.enter, self.again, self.leave = nn.Linear(5, 6, bias=False), nn.Linear(6, 6), nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, T, 3]`` to ``[N, 4]``."""
+        """``[N, T, 5]`` to ``[N, 4]``."""
         state = torch.sigmoid(self.enter(x[:, 0]))
         for step in range(1, x.shape[1]):
             state = torch.tanh(self.enter(x[:, step]) + self.again(state))
@@ -50,33 +50,33 @@ class Recurrent(nn.Module):
 
 
 class Repeated(nn.Module):
-    """A layer of three rows a sample and a convolution, each applied three times over, and one sample moving the others."""
+    """A layer of three rows a sample and a convolution, each applied three times over."""
 
-    def __init__(self, coupled: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.rows, self.places, self.head = nn.Linear(4, 4), nn.Conv1d(3, 3, 3, padding=1), nn.Linear(12, 5)
-        self.coupled = coupled
+        self.rows, self.places, self.head = nn.Linear(10, 10), nn.Conv1d(3, 3, 11, padding=5), nn.Linear(30, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, 3, 4]`` to ``[N, 5]``."""
+        """``[N, 3, 10]`` to ``[N, 5]``."""
         for _ in range(3):
             x = torch.tanh(self.places(torch.sigmoid(self.rows(x))) + x)
-        if self.coupled:
-            x = x * x.mean(0)
         return self.head(x.flatten(1))
 
 
 class Twice(nn.Module):
-    """One weight in two branches, and again where they have met."""
+    """One weight in two branches, and again where they have met; optionally with samples that move each other."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 5, coupled: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(5, 5))
-        self.head = nn.Linear(5, 3)
+        self.weight = nn.Parameter(torch.randn(width, width) / width**0.5)
+        self.head = nn.Linear(width, 3)
+        self.coupled = coupled
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, 10]`` to ``[N, 3]``."""
+        """``[N, 2 width]`` to ``[N, 3]``."""
         left, right = (torch.tanh(nn.functional.linear(half, self.weight)) for half in x.chunk(2, 1))
+        if self.coupled:
+            left = left * left.mean(0)
         return self.head(nn.functional.linear(left * right, self.weight).exp())
 
 
@@ -110,9 +110,9 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         ),
         (1, 3, 3, 3), 2,
     ),
-    "recurrent": (Recurrent, (4, 3), 4),
-    "repeated": (Repeated, (3, 4), 5),
-    "coupled": (lambda: Repeated(coupled=True), (3, 4), 5),
+    "recurrent": (Recurrent, (4, 5), 4),
+    "repeated": (Repeated, (3, 10), 5),
+    "coupled": (lambda: Twice(20, coupled=True), (40,), 3),
     "twice": (Twice, (10,), 3),
     "one_place": (lambda: net(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(3, 2)), (2, 3, 3), 2),
 }  # fmt: skip
@@ -159,10 +159,18 @@ def test_batches_may_use_a_parameter_more_or_less_often(
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = Recurrent().double()
-        batches = [(torch.randn(5, steps, 3).double(), torch.randint(4, (5,))) for steps in lengths]
+        batches = [(torch.randn(5, steps, 5).double(), torch.randint(4, (5,))) for steps in lengths]
     made = disthess.Problem(model, loss="cross_entropy", batches=batches)
     store = disthess.compute(made, tmp_path / "x.zarr", basis=basis)
     np.testing.assert_allclose(store.dense(), disthess.reference_hessian(made), atol=ATOL)
+
+
+def test_many_uses_of_few_inputs_keep_to_the_parameter() -> None:
+    """Seven uses of five inputs are more tangents than entries, and counting each would be for nothing."""
+    batch = (torch.randn(4, 7, 5).double(), torch.randint(4, (4,)))
+    made = disthess.Problem(Recurrent().double(), loss="cross_entropy", batches=[batch])
+    bases = {source.source: source.basis for source in disthess.plan(made, basis="output").sources}
+    assert (bases["enter.weight"], bases["again.weight"], bases["leave.weight"]) == ("parameter", "output", "output")
 
 
 def test_batches_may_differ_in_rows_a_sample(tmp_path: Path) -> None:
