@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import disthess
-from disthess.errors import DisthessError, ProblemError, StoreError
+from disthess.errors import CertificateError, DisthessError, ProblemError, StoreError
+from disthess.sweep.autograd import gauss_newton_products
 
 
 def data(columns: int = 3) -> tuple[Tensor, Tensor]:
@@ -249,6 +251,33 @@ def test_weight_norms(kind: str, tmp_path: Path) -> None:
     store = disthess.compute(problem, tmp_path / "run.zarr", progress=False)
     wanted = differences(problem)
     assert np.linalg.norm(store.dense() - wanted) <= 1e-7 * np.linalg.norm(wanted)
+
+
+def test_parts_of_a_weight_norm_are_certified_by_differences(tmp_path: Path) -> None:
+    """Its double backward is wrong in torch, and with it what autograd says of the residual."""
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    problem = disthess.Problem(nn.Sequential(layer, nn.Tanh()).double().eval(), loss="mse", batches=[data()])
+    parts = ("hessian", "ggn", "residual")
+    store = disthess.compute(problem, tmp_path / "run.zarr", progress=False, parts=parts)
+    wanted = differences(problem) - disthess.reference_hessian(problem, part="ggn")
+    assert np.linalg.norm(store.dense("residual") - wanted) <= 1e-6 * np.linalg.norm(wanted)
+    against = {part: store.certificate(part).against for part in parts}
+    assert {part for part, path in against.items() if "differences" in path} == {"hessian", "residual"}
+
+
+def test_a_wrong_residual_is_not_certified_by_differences(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    problem = disthess.Problem(nn.Sequential(nn.Linear(3, 2), nn.Tanh()).double(), loss="mse", batches=[data()])
+
+    def wrong(*arguments: Any) -> Any:
+        return 1.01 * gauss_newton_products(*arguments)
+
+    with (
+        mock.patch("disthess.certificate.gauss_newton_products", wrong),
+        pytest.raises(CertificateError, match="the stored residual disagrees"),
+    ):
+        disthess.compute(problem, tmp_path / "run.zarr", progress=False, parts=("hessian", "residual"))
 
 
 class Inputs(nn.Module):
