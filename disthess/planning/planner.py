@@ -199,8 +199,8 @@ class _Planner:
         chunk = min(tiling.column_chunk, columns)
         return PanelSpec(kind, index, source, rows, targets, tiling.row_chunk, chunk, diagonal, reduced)
 
-    def _tiling(self, cost: SourceCost, columns: int, unit_rows: int) -> RowTiling:
-        return tile_rows(cost.rows, columns, unit_rows, self._work.dtype_bytes * len(self._request.parts))
+    def _tiling(self, cost: SourceCost, columns: int, unit_rows: int, *, large: bool = False) -> RowTiling:
+        return tile_rows(cost.rows, columns, unit_rows, self._work.dtype_bytes * len(self._request.parts), large=large)
 
     def _source(self, cost: SourceCost, outputs: Sequence[tuple[PanelKind, Targets, bool]]) -> None:
         parts = self._request.parts
@@ -239,13 +239,16 @@ class _Planner:
         few = 2 * cost.unit_tangents * len(cost.uses) <= cost.unit_rows
         for basis in self._bases(cost):
             unit_rows = cost.unit_rows if basis in ("output", "activation") else 1
-            tiling = self._tiling(cost, columns, unit_rows)
+            # Waves back from a layer's inputs are the same for every tile.
+            tiling = self._tiling(cost, columns, unit_rows, large=basis == "output" and len(cost.uses) > 1)
             plan = source_plan(cost, basis, tiling.rows, self._work.largest_batch, self._work.dtype_bytes)
             # Tiles leave out the columns of their own block that earlier ones have: on average, half of what the last one does.
             skip = (cost.rows - tiling.rows) // (2 * plan.unit_rows)
             whole = tile_cost(cost, plan, Span(0, cost.rows), skip, self._work, self._request.parts)
+            anew = tile_cost(cost, plan, Span(0, 0), 0, self._work, self._request.parts).products
+            products = whole.products + (-(-cost.rows // tiling.rows) - 1) * anew
             slowness = SMALL_PRODUCTS if basis == "parameter" and few else 1
-            ways.append((whole.products * slowness + whole.entries, plan, tiling))
+            ways.append((products * slowness + whole.entries, plan, tiling))
         _, plan, tiling = min(ways, key=lambda way: way[0])
         return plan, tiling
 

@@ -25,6 +25,9 @@ WIDEST_BYTES = 8 << 20
 MICROBATCH = 512
 """Samples per microbatch, at most: enough for products to run at full speed."""
 
+LARGE, FEW_TILES = 4, 4
+"""Where every tile does some work anew: how many times larger tiles may be, and how many are left at least."""
+
 MAX_ROWS = 1024
 """Rows per tile, at most (more only where one output unit yields more)."""
 
@@ -44,7 +47,7 @@ class RowTiling:
     column_chunk: int
 
 
-def tile_rows(rows: int, columns: int, unit_rows: int, bytes_per_column: int) -> RowTiling:
+def tile_rows(rows: int, columns: int, unit_rows: int, bytes_per_column: int, *, large: bool = False) -> RowTiling:
     """Rows per tile and chunks of a panel.
 
     Args:
@@ -52,16 +55,21 @@ def tile_rows(rows: int, columns: int, unit_rows: int, bytes_per_column: int) ->
         columns: Of the widest panel that the tile writes.
         unit_rows: Rows that come together (the layer's inputs in the output basis, else 1).
         bytes_per_column: Bytes that one row writes per column, all parts.
+        large: Whether every tile does some work anew: larger ones then.
 
     Returns:
         Whole units per tile, and whole chunks per tile.
 
     >>> tile_rows(4096, 8970, 64, 4)
     RowTiling(rows=640, row_chunk=640, column_chunk=2990)
+    >>> [tile_rows(9216, 10282, 96, 4, large=large).rows for large in (False, True)]
+    [576, 2304]
     """
     fitting = max(1, TILE_BYTES // max(1, columns * bytes_per_column))
     units = max(1, min(fitting, MAX_ROWS) // unit_rows)
     whole_units = -(-rows // unit_rows)
+    if large:
+        units = max(units, min(units * LARGE, whole_units // FEW_TILES))
     # Even tiles and chunks: the last chunk of an axis is stored at full size.
     units = -(-whole_units // -(-whole_units // units))
     chosen = min(units * unit_rows, rows)

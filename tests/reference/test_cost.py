@@ -79,6 +79,24 @@ def rnn() -> Problem:
     return _problem(UnrolledRnn(5), "mse", (_normal(8, 5, 2), _normal(8, 2)))
 
 
+class Elman(nn.Module):
+    """Three steps, the weight of which is wider than they are many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.again = nn.Linear(6, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.tanh(self.enter(x[:, 0]))
+        for step in range(1, x.shape[1]):
+            state = torch.tanh(self.enter(x[:, step]) + self.again(state))
+        return state
+
+
+def elman() -> Problem:
+    return _problem(Elman(), "mse", (_normal(9, 4, 6), _normal(9, 8)))
+
+
 def transformer() -> Problem:
     return _problem(Attention(11, 6, 5), "cross_entropy", (_classes(11, 6, 5), _classes(11, 6, 5)))
 
@@ -169,16 +187,25 @@ def test_planned_products_are_those_counted(make: Callable[[], Problem], options
     assert close(prepared.plan.product_flops, sum(counted)), (prepared.plan.product_flops, sum(counted))
 
 
-@pytest.mark.parametrize("make", [mlp, cnn, rnn, pytest.param(tables, marks=pytest.mark.slow), gated])
-def test_every_tile_is_counted_whatever_its_stack(make: Callable[[], Problem], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (mlp, {}), (cnn, {}), (rnn, {}), pytest.param(tables, {}, marks=pytest.mark.slow), (gated, {}),
+        (elman, {"basis": "output"}), (cnn, {"basis": "output"}),
+    ],
+    ids=["mlp", "cnn", "rnn", "tables", "gated", "elman-output", "cnn-output"],
+)  # fmt: skip
+def test_every_tile_is_counted_whatever_its_stack(
+    make: Callable[[], Problem], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tiling, "STACK_BYTES", 60_000)
     monkeypatch.setattr(tiling, "TILE_BYTES", 3_000)
     monkeypatch.setattr(tiling, "CHUNK_BYTES", 2_000)
     monkeypatch.setattr(tiling, "MICROBATCH", 7)
-    for module in (memory, panel):
+    for module in (memory, panel, rows):
         monkeypatch.setattr(module, "CACHE_BYTES", 3_000)
     monkeypatch.setattr("disthess.planning.cost.CACHE_BYTES", 3_000)
-    prepared = made(make, {})
+    prepared = made(make, options)
     plan = prepared.plan
     assert len(plan.layout.tiles) > len(plan.sources)
     for tile, planned, counted in zip(plan.layout.tiles, plan.tile_product_flops, counted_flops(prepared), strict=True):
