@@ -178,7 +178,7 @@ class ConvolutionRule(AbstractRule):
         """What the kernel sees from every place of a sample, ``[K, n, R, channels taps]``; zeros outside."""
         geometry = self._geometry(call)
         if geometry is None:
-            raise ValueError("asked of a convolution that goes by autograd")
+            raise ValueError("a convolution that goes by autograd has no rows of inputs")
         taps = call.inputs[WEIGHT].shape[2:]
         windows = geometry.windows(stack.flatten(0, 1), taps, call.output.shape[2:])
         by_place = windows.reshape(-1, *windows.shape[1 + len(taps) :]).movedim(0, -1)

@@ -61,6 +61,6 @@ def _outer_per_sample(left: Tensor, right: Tensor, total: Tensor | None) -> Tens
 
 
 def add_batch(left: Tensor, right: Tensor, total: Tensor | None) -> Tensor:
-    """``left[b] right[b]``, added to ``total`` in place if given."""
+    """``left[b] right[b]``, ``[B, m, k]`` by ``[B, k, n]``, added to ``total`` in place if given."""
     # With out=, not in place: torch's FLOP counter sees the one and not the other.
     return torch.bmm(left, right) if total is None else torch.baddbmm(total, left, right, out=total)

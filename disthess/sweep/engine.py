@@ -116,6 +116,7 @@ class GraphEngine(AbstractEngine):
         units: Span,
         buffers: Mapping[Part, AbstractWindow],
     ) -> None:
+        """What weights give back to inputs that targets move; once for all units of a tile."""
         for number, primal in enumerate(self._primals):
             wanted = self._wanted(number, plan, panels, apart)
             for leaf in source_leaves(primal.graph, plan.source, plan.parameter):

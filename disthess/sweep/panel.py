@@ -104,7 +104,7 @@ class OutputSink(AbstractRowsSink):
             if self._rows == 1:
                 self._add_symmetric(leaf, curvature)
             else:
-                self._add_own(leaf, curvature)
+                self._add_own_block(leaf, curvature)
             return True
         thin = rule.thin_rows(call, cotangent, tangents, slot)
         if thin is None or not self._pays(thin, frame, index, tangents):
@@ -133,7 +133,7 @@ class OutputSink(AbstractRowsSink):
             block = self._sums(leaf).view(self._units, self._width, outputs, size // outputs)
             add_own(block, thin.moved, self._multipliers, thin.deltas, self._layer.units.start)
 
-    def _add_own(self, leaf: int, curvature: Stack) -> None:
+    def _add_own_block(self, leaf: int, curvature: Stack) -> None:
         """``sum_(n, r, s) x[n, r, j] Hzz[(o, r), n, s, a] x[n, s, b]`` from ``Hzz``, ``[K, n, R, a]``."""
         inputs = self._layer.inputs
         block = self._sums(leaf)
