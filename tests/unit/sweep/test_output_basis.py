@@ -232,6 +232,19 @@ def test_rows_of_a_shared_weight_are_added_up_before_they_are_multiplied(monkeyp
     assert sum(calls) == uses * units + (uses - 1) * inputs
 
 
+@pytest.mark.parametrize("name", ["recurrent", "repeated", "two_axes"])
+def test_less_memory_gives_the_same_rows(name: str) -> None:
+    prepared = prepare(problem(name), Options(basis="output"))
+    values = {parameter.name: parameter.tensor.detach() for parameter in prepared.problem.parameters()}
+    sources = {source.source: source for source in prepared.plan.sources}
+    engine = GraphEngine(compute_primals(prepared.problem, prepared.programs), values, prepared.plan.layout, sources)
+    for tile in prepared.plan.layout.tiles:
+        whole = engine.compute(tile.source, tile.span)["hessian"]
+        for split in range(1, sources[tile.source].halvings + 1):
+            for found, wanted in zip(engine.compute(tile.source, tile.span, split)["hessian"], whole, strict=True):
+                np.testing.assert_allclose(found, wanted, atol=ATOL)
+
+
 def test_one_sample_is_enough(tmp_path: Path) -> None:
     made = problem("two_axes", (1,))
     store = disthess.compute(made, tmp_path / "x.zarr", basis="output")
