@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from disthess.planning.memory import CACHE_BYTES
-from disthess.planning.source import SourcePlan
-from disthess.planning.work import ReverseWork, Work
+from disthess.planning.source import OwnColumns, SourcePlan
+from disthess.planning.work import ReverseWork, SharedWork, Work
 from disthess.planning.workload import BatchRun, SourceCost, Workload
 from disthess.types import Part, Span
 
@@ -35,7 +35,7 @@ class TileCost:
 
 
 def tile_cost(
-    cost: SourceCost, plan: SourcePlan, span: Span, skip: int, workload: Workload, parts: Sequence[Part]
+    cost: SourceCost, plan: SourcePlan, span: Span, own: OwnColumns, workload: Workload, parts: Sequence[Part]
 ) -> TileCost:
     """Multiply-adds of the rows ``span`` of a source.
 
@@ -43,22 +43,23 @@ def tile_cost(
         cost: The source's costs.
         plan: Its basis, stack and microbatch.
         span: Rows.
-        skip: Output units whose columns an earlier tile has stored, and that the tile leaves out of its own block.
+        own: Columns that it computes of its own block.
         workload: The problem.
         parts: Parts that are computed.
     """
     if plan.table_width:
         return _table_cost(cost, plan, span, workload, parts)
-    units = -(-span.stop // plan.unit_rows) - span.start // plan.unit_rows
-    entries = workload.samples * units * len(parts) * _entries_per_unit(cost, plan)
-    sizes = Counter({plan.stack: units // plan.stack})
-    sizes[units % plan.stack] += 1 if units % plan.stack else 0
+    units = Span(span.start // plan.unit_rows, -(-span.stop // plan.unit_rows))
+    entries = workload.samples * units.size * len(parts) * _entries_per_unit(cost, plan)
+    sizes = Counter({plan.stack: units.size // plan.stack})
+    sizes[units.size % plan.stack] += 1 if units.size % plan.stack else 0
     products = 0
     for run, batches in Counter(workload.batch_runs()).items():
         for size, blocks in sizes.items():
             if blocks:
-                products += batches * blocks * _block(cost, plan, size, skip, run, workload, parts)
+                products += batches * blocks * _block(cost, plan, size, run, workload, parts)
         products += batches * _back(cost, plan, run, parts)
+        products += batches * _own_block(cost, plan, units, own, run, workload, parts)
     return TileCost(products, entries)
 
 
@@ -71,7 +72,7 @@ def _table_cost(cost: SourceCost, plan: SourcePlan, span: Span, workload: Worklo
         )
         for (size, samples), blocks in sweeps.items():
             units += blocks * size * samples
-            products += blocks * _block(cost, plan, size, 0, replace(run, samples=samples), workload, parts)
+            products += blocks * _block(cost, plan, size, replace(run, samples=samples), workload, parts)
     return TileCost(products, units * len(parts) * _entries_per_unit(cost, plan))
 
 
@@ -86,12 +87,11 @@ def _block(
     cost: SourceCost,
     plan: SourcePlan,
     units: int,
-    skip: int,
     run: BatchRun,
     workload: Workload,
     parts: Sequence[Part],
 ) -> int:
-    """Products of so many units on one batch: one sweep per microbatch."""
+    """Products of so many units on one batch, but for the own block: one sweep per microbatch."""
     sweep = cost.sweep(plan.basis, run.graph)
     if sweep is None:
         return 0
@@ -104,9 +104,49 @@ def _block(
                 total += (wave.later if place else wave.first).at(tangents, samples)
                 total += samples * _repeated(sweep.rows, wave, units, samples, workload.dtype_bytes)
                 total += samples * units * wave.per_unit
-                if wave.own:
-                    total += samples * tangents * (cost.units - skip) * _own(sweep.rows, plan.unit_rows)
     return total * run.size // run.captured
+
+
+def _own_block(
+    cost: SourceCost,
+    plan: SourcePlan,
+    units: Span,
+    own: OwnColumns,
+    run: BatchRun,
+    workload: Workload,
+    parts: Sequence[Part],
+) -> int:
+    """Products on the source's own block, of all units on one batch."""
+    sweep = cost.sweep(plan.basis, run.graph)
+    if sweep is None or plan.basis != "output":
+        return 0
+    rows, whole, total = sweep.rows, cost.units - own.first, 0
+    alone = _columns(units, cost.units, own, 1) if rows > 1 else units.size * whole
+    for wave in sweep.reverse:
+        if wave.part not in parts:
+            continue
+        for samples in _pieces(run.samples, plan.samples):
+            if wave.own:
+                total += samples * rows * alone * _own(rows, plan.unit_rows)
+            if wave.shared != SharedWork():
+                group = max(1, CACHE_BYTES // max(1, rows * samples * cost.rows * workload.dtype_bytes))
+                formed = sum(_columns(block, cost.units, own, group) for block in plan.blocks(units))
+                total += samples * rows * formed * wave.shared.forward
+                total += samples * whole * plan.unit_rows * rows * wave.shared.back
+                total += samples * whole * units.size * wave.shared.per_unit
+    return total * run.size // run.captured
+
+
+def _columns(units: Span, outputs: int, own: OwnColumns, group: int) -> int:
+    """Outputs that rows are formed for, summed over units: of each group from its first unit on.
+
+    >>> _columns(Span(0, 4), 6, OwnColumns(0, True), 2)
+    20
+    """
+    if not own.upper:
+        return units.size * (outputs - own.first)
+    starts = range(units.start, units.stop, group)
+    return sum((min(start + group, units.stop) - start) * (outputs - start) for start in starts)
 
 
 def _back(cost: SourceCost, plan: SourcePlan, run: BatchRun, parts: Sequence[Part]) -> int:
@@ -132,7 +172,7 @@ def _pieces(whole: int, size: int) -> list[int]:
 
 
 def _own(rows: int, width: int) -> int:
-    """Of the source's own block, per sample, tangent and output: pairs of inputs, or rows and their products with inputs."""
+    """Of the own block of a source with one use, per sample, tangent and output: pairs of inputs, or rows times inputs."""
     return width * (width + 1) // 2 if rows == 1 else width * (rows + width)
 
 

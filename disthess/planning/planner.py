@@ -16,7 +16,7 @@ from disthess.errors import PlanError
 from disthess.planning.cost import TileCost, tile_cost
 from disthess.planning.memory import tile_memory_bytes, worker_memory_bytes
 from disthess.planning.plan import Plan
-from disthess.planning.source import Basis, SourcePlan, activation_source
+from disthess.planning.source import Basis, OwnColumns, SourcePlan, activation_source, own_columns
 from disthess.planning.tiling import RowTiling, source_plan, tile_rows
 from disthess.planning.workload import SourceCost, Workload
 from disthess.store.layout import Layout, PanelKind, PanelSpec, Tile
@@ -205,7 +205,7 @@ class _Planner:
     def _source(self, cost: SourceCost, outputs: Sequence[tuple[PanelKind, Targets, bool]]) -> None:
         parts = self._request.parts
         widest = max(sum(size for _, size in targets) for _, targets, _ in outputs)
-        plan, tiling = self._sweep(cost, widest)
+        plan, tiling = self._sweep(cost, widest, apart=any(kind == "uses" for kind, _, _ in outputs))
         self._check_count(cost, widest, -(-cost.rows // tiling.rows))
         self._plans.append(plan)
         panels = []
@@ -216,25 +216,25 @@ class _Planner:
         self._outputs[cost.source] = [(panel.kind, panel.index) for panel in panels]
         columns = [panel.columns for panel in panels]
         buffer_columns = sum(columns)
-        known: dict[tuple[int, int], TileCost] = {}
+        known: dict[tuple[int, OwnColumns], TileCost] = {}
         for start in range(0, cost.rows, tiling.rows):
             span = Span(start, min(start + tiling.rows, cost.rows))
             written = sum(
                 span.size * (wide - panel.first_column(start)) for panel, wide in zip(panels, columns, strict=True)
             )
             written *= len(parts) * self._work.dtype_bytes
-            skip = min(panel.first_column(start) if panel.diagonal else 0 for panel in panels) // plan.unit_rows
+            own = own_columns(plan, panels, start)
             # Tiles of as many whole units cost the same, but those of tables, whose rows have readers of their own.
-            key = (span.size if plan.table_width == 0 and start % plan.unit_rows == 0 else -start, skip)
+            key = (span.size if plan.table_width == 0 and start % plan.unit_rows == 0 else -start, own)
             if key not in known:
-                known[key] = tile_cost(cost, plan, span, skip, self._work, parts)
+                known[key] = tile_cost(cost, plan, span, own, self._work, parts)
             done = known[key]
             memory = tile_memory_bytes(cost, plan, span.size, written, buffer_columns, self._work, len(parts))
             tile = Tile(0, cost.source, span, 0, 0, 2 * done.total, written, memory)
             self._tiles.append(_Draft(cost.level, tile, 2 * done.products))
 
-    def _sweep(self, cost: SourceCost, columns: int) -> tuple[SourcePlan, RowTiling]:
-        """The cheapest way to sweep a source, by multiply-adds and how fast they are."""
+    def _sweep(self, cost: SourceCost, columns: int, *, apart: bool) -> tuple[SourcePlan, RowTiling]:
+        """The cheapest way to sweep a source, by multiply-adds and how fast they are; ``apart``: uses are stored apart."""
         ways = []
         few = 2 * cost.unit_tangents * len(cost.uses) <= cost.unit_rows
         for basis in self._bases(cost):
@@ -244,8 +244,9 @@ class _Planner:
             plan = source_plan(cost, basis, tiling.rows, self._work.largest_batch, self._work.dtype_bytes)
             # Tiles leave out the columns of their own block that earlier ones have: on average, half of what the last one does.
             skip = (cost.rows - tiling.rows) // (2 * plan.unit_rows)
-            whole = tile_cost(cost, plan, Span(0, cost.rows), skip, self._work, self._request.parts)
-            anew = tile_cost(cost, plan, Span(0, 0), 0, self._work, self._request.parts).products
+            own = OwnColumns(skip, basis == "output" and not apart)
+            whole = tile_cost(cost, plan, Span(0, cost.rows), own, self._work, self._request.parts)
+            anew = tile_cost(cost, plan, Span(0, 0), own, self._work, self._request.parts).products
             products = whole.products + (-(-cost.rows // tiling.rows) - 1) * anew
             slowness = SMALL_PRODUCTS if basis == "parameter" and few else 1
             ways.append((products * slowness + whole.entries, plan, tiling))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from disthess.store.layout import PanelSpec
 from disthess.types import Span
 
 Basis = Literal["output", "parameter", "activation", "autograd"]
@@ -76,6 +77,33 @@ class SourcePlan:
                 last = min(last, (first // self.table_width + 1) * self.table_width)
             yield Span(first, last)
             first = last
+
+
+@dataclass(frozen=True, slots=True)
+class OwnColumns:
+    """Which columns of its source's own block a tile computes: readers take the upper triangle alone.
+
+    Attributes:
+        first: Output unit (parameter basis: entry) from whose columns on.
+        upper: Whether, where a unit's rows are multiplied apart from others', they begin with its own columns. What is left out
+            inside the tile's square is its transpose.
+    """
+
+    first: int = 0
+    upper: bool = False
+
+
+def own_columns(plan: SourcePlan, panels: Sequence[PanelSpec], start: int) -> OwnColumns:
+    """Of the tile whose first row is ``start``.
+
+    Args:
+        plan: The source's sweep.
+        panels: What the tile writes. Those of uses are added up, whole chunks of them.
+        start: Its first row.
+    """
+    if plan.basis == "output" and all(panel.kind == "panels" for panel in panels):
+        return OwnColumns(start // plan.unit_rows, True)
+    return OwnColumns(min(panel.first_column(start) if panel.diagonal else 0 for panel in panels) // plan.unit_rows)
 
 
 def _halve(count: int, times: int) -> int:

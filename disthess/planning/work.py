@@ -34,6 +34,24 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedWork:
+    """Multiply-adds on the own block of a source with several uses (output basis), per sample and output that it is computed for.
+
+    Attributes:
+        forward: Per tangent of a unit.
+        back: Per tangent of an input, of the waves back from inputs.
+        per_unit: Per unit, of what they are multiplied by.
+    """
+
+    forward: int = 0
+    back: int = 0
+    per_unit: int = 0
+
+    def __add__(self, other: SharedWork) -> SharedWork:
+        return SharedWork(self.forward + other.forward, self.back + other.back, self.per_unit + other.per_unit)
+
+
+@dataclass(frozen=True, slots=True)
 class ReverseWork:
     """Matrix products of one reverse wave, panel products included.
 
@@ -46,6 +64,7 @@ class ReverseWork:
         own: Whether the source's own block is formed from its curvature (output basis): `cost` counts that.
         per_unit: Multiply-adds per unit, whatever its rows, and sample (output basis).
         back: Of waves back from all inputs of a source with several uses (output basis): once a tile.
+        shared: What its own block takes where several uses add up in it.
     """
 
     part: Part
@@ -55,6 +74,7 @@ class ReverseWork:
     own: bool = False
     per_unit: int = 0
     back: Work = Work()
+    shared: SharedWork = SharedWork()
 
     def __add__(self, other: ReverseWork) -> ReverseWork:
         """Both, of the same part."""
@@ -66,6 +86,7 @@ class ReverseWork:
             self.own or other.own,
             self.per_unit + other.per_unit,
             self.back + other.back,
+            self.shared + other.shared,
         )
 
 

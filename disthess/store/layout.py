@@ -5,8 +5,8 @@ source against all its targets (itself first); a *tile* is a row range of everyt
 unit of task, retry and resume.
 
 Panels are *upper*: a pair is stored once, in the panel of its earlier member. Inside the diagonal square of a panel the
-same holds chunk by chunk: rows from ``start`` on are stored from column ``first_column(start)`` on, what lies left of it is
-the transpose of an earlier tile and is never written.
+same holds tile by tile: what lies left of a tile's first row is the transpose of an earlier tile. Whole chunks of it, up to column
+``first_column(start)``, are never written, and the rest may be NaN.
 """
 
 from __future__ import annotations

@@ -115,7 +115,42 @@ class Swapped:
         )
 
 
-Form = Block | Triangle | Swapped
+@dataclass(frozen=True, slots=True)
+class Upper:
+    """A source's own block, of which each unit's rows are summed from its own columns on.
+
+    Its sums are the block's.
+
+    Attributes:
+        key: The source.
+        columns: Of the whole block.
+        width: Rows of a unit.
+        first: Number of the first unit.
+    """
+
+    key: str
+    columns: int
+    width: int
+    first: int
+
+    @property
+    def unit_rows(self) -> int:
+        """As of the block."""
+        return 1
+
+    @property
+    def block(self) -> Block:
+        """Where it is summed."""
+        return Block(self.key, self.columns)
+
+    def mirror(self, block: Tensor) -> None:
+        """Write what was left out among the units, its transpose, into ``[units * width, columns]``."""
+        square = block[:, self.first * self.width :]
+        for start in range(self.width, len(block), self.width):
+            square[start : start + self.width, :start] = square[:start, start : start + self.width].T
+
+
+Form = Block | Triangle | Swapped | Upper
 """How sums for a target are laid out."""
 
 
@@ -139,21 +174,33 @@ class Buffers(AbstractWindow):
     def __init__(self, rows: int, like: Tensor) -> None:
         self._rows = rows
         self._like = like
-        self._sums: dict[Form, Tensor] = {}
+        self._sums: dict[Block | Triangle | Swapped, Tensor] = {}
+        self._upper: set[Upper] = set()
 
     @override
     def take(self, form: Form) -> Tensor:
+        if isinstance(form, Upper):
+            self._upper.add(form)
+            form = form.block
         if form not in self._sums:
             self._sums[form] = self._like.new_zeros(self._rows // form.unit_rows, *form.shape)
         return self._sums[form]
 
     def unfold(self) -> None:
-        """Turn what was summed in another order into blocks."""
+        """Turn what was summed in another order into blocks, and fill in what was left out of them."""
         for form in [form for form in self._sums if not isinstance(form, Block)]:
             form.unfold(self._sums.pop(form), self.take(Block(form.key, form.columns)))
+        for upper in self._upper:
+            upper.mirror(self._sums[upper.block])
 
     def assemble(
-        self, panel: PanelSpec, span: Span, drop: int, members: Mapping[str, tuple[str, ...]], decay: float = 0.0
+        self,
+        panel: PanelSpec,
+        span: Span,
+        drop: int,
+        members: Mapping[str, tuple[str, ...]],
+        decay: float = 0.0,
+        left: int = 0,
     ) -> np.ndarray:
         """The tile's array for one panel: ``[span.size, columns - first_column]``.
 
@@ -163,6 +210,7 @@ class Buffers(AbstractWindow):
             drop: Buffer rows before the tile's first row (units that straddle its boundary).
             members: Keys that add up to each target of the panel.
             decay: Added to the diagonal of the source's own block.
+            left: Columns at its left that were not computed and are NaN: an earlier tile has their transpose.
 
         Raises:
             ProblemError: A block holds NaN or infinity.
@@ -182,7 +230,8 @@ class Buffers(AbstractWindow):
         if decay:
             rows = np.arange(span.size)
             result[rows, rows + span.start - first] += decay
-        if not np.isfinite(result).all():
+        result[:, :left] = np.nan
+        if not np.isfinite(result[:, left:]).all():
             raise ProblemError(
                 f"rows {span.start} to {span.stop} of {panel.source} hold NaN or infinity: second derivatives overflow or are "
                 "undefined at this point (a square root or norm at 0, a division by 0). Use float64, or move off that point."

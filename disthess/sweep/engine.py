@@ -7,6 +7,7 @@ whoever computes it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import final
@@ -19,7 +20,7 @@ from typing_extensions import override
 from disthess.graph.ir import Graph
 from disthess.graph.readers import table_lookups, table_readers
 from disthess.graph.waves import leading_to, source_leaves
-from disthess.planning.source import SourcePlan
+from disthess.planning.source import OwnColumns, SourcePlan, own_columns
 from disthess.rules.base import Units
 from disthess.store.layout import Layout, PanelSpec
 from disthess.sweep.abstract import AbstractEngine
@@ -66,10 +67,9 @@ class GraphEngine(AbstractEngine):
     def compute(self, source: str, span: Span, split: int = 0) -> dict[Part, list[np.ndarray]]:
         plan = self._sources[source].halved(split)
         panels = self._layout.panels_of(source)
-        apart = any(panel.kind == "uses" for panel in panels)
         units = Span(span.start // plan.unit_rows, -(-span.stop // plan.unit_rows))
         like = next(iter(self._parameters.values()))
-        skip = min(panel.first_column(span.start) if panel.diagonal else 0 for panel in panels) // plan.unit_rows
+        own = own_columns(plan, panels, span.start)
         buffers = {part: Buffers(units.size * plan.unit_rows, like) for part in self._layout.parts}
         with torch.no_grad():
             for block in plan.blocks(units):
@@ -78,53 +78,54 @@ class GraphEngine(AbstractEngine):
                 if plan.basis == "activation":
                     self._activation_block(plan, panels, block, windows)
                 else:
-                    self._block(plan, panels, apart, block, skip, windows)
+                    self._block(plan, panels, own, block, windows)
             if plan.basis == "output":
-                self._back(plan, panels, apart, units, buffers)
+                self._back(plan, panels, own, units, buffers)
         for held in buffers.values():
             held.unfold()
         drop = span.start - units.start * plan.unit_rows
-        members = {panel: _members(panel, apart, self._primals[0].graph) for panel in panels}
+        members = {panel: _members(panel, panels, self._primals[0].graph) for panel in panels}
+        left = {panel: max(0, own.first * plan.unit_rows - panel.first_column(span.start)) for panel in panels}
         return {
             part: [
-                buffers[part].assemble(panel, span, drop, members[panel], self._layout.decay(panel, part))
+                buffers[part].assemble(panel, span, drop, members[panel], self._layout.decay(panel, part), left[panel])
                 for panel in panels
             ]
             for part in self._layout.parts
         }
 
     def _block(
-        self, plan: SourcePlan, panels: Sequence[PanelSpec], apart: bool, block: Span, skip: int, windows: Windows
+        self, plan: SourcePlan, panels: Sequence[PanelSpec], own: OwnColumns, block: Span, windows: Windows
     ) -> None:
         for number, primal in enumerate(self._primals):
             leaves = source_leaves(primal.graph, plan.source, plan.parameter)
             if not leaves:
                 continue
-            wanted = self._wanted(number, plan, panels, apart)
+            wanted = self._wanted(number, plan, panels, own)
             for frame in self._frames_of(number, plan, leaves, block):
                 if plan.basis == "parameter":
                     self._parameter_block(frame, plan, leaves, wanted, block, windows)
                     continue
                 for leaf in leaves:
-                    sweep_outputs(frame, leaf, wanted, block, skip, windows)
+                    sweep_outputs(frame, leaf, wanted, block, windows)
 
     def _back(
         self,
         plan: SourcePlan,
         panels: Sequence[PanelSpec],
-        apart: bool,
+        own: OwnColumns,
         units: Span,
         buffers: Mapping[Part, AbstractWindow],
     ) -> None:
         """What weights give back to inputs that targets move; once for all units of a tile."""
         for number, primal in enumerate(self._primals):
-            wanted = self._wanted(number, plan, panels, apart)
+            wanted = self._wanted(number, plan, panels, own)
             for leaf in source_leaves(primal.graph, plan.source, plan.parameter):
                 for frame in self._microbatches(number, plan):
                     sweep_back(frame, leaf, wanted, units, plan.stack, buffers)
 
-    def _wanted(self, number: int, plan: SourcePlan, panels: Sequence[PanelSpec], apart: bool) -> Wanted:
-        targets = _targets(self._primals[number].graph, panels, apart)
+    def _wanted(self, number: int, plan: SourcePlan, panels: Sequence[PanelSpec], own: OwnColumns) -> Wanted:
+        targets = dataclasses.replace(_targets(self._primals[number].graph, panels), own_key=plan.parameter, own=own)
         return Wanted(targets, self._passed(number, plan.source, targets.keys))
 
     def _activation_block(self, plan: SourcePlan, panels: Sequence[PanelSpec], block: Span, windows: Windows) -> None:
@@ -199,7 +200,13 @@ class GraphEngine(AbstractEngine):
             reverse(frame, tangents, part, wanted.passed, ParameterSink(wanted.targets, window))
 
 
-def _targets(graph: Graph, panels: Sequence[PanelSpec], apart: bool) -> Targets:
+def _apart(panels: Sequence[PanelSpec]) -> bool:
+    """Whether uses are stored each for itself."""
+    return any(panel.kind == "uses" for panel in panels)
+
+
+def _targets(graph: Graph, panels: Sequence[PanelSpec]) -> Targets:
+    apart = _apart(panels)
     wanted = {(panel.kind, name) for panel in panels for name, _ in panel.targets}
     keys: dict[int, str] = {}
     sizes: dict[int, int] = {}
@@ -211,9 +218,9 @@ def _targets(graph: Graph, panels: Sequence[PanelSpec], apart: bool) -> Targets:
     return Targets(keys, sizes, frozenset(leaf for leaf, key in keys.items() if places[key] > 1))
 
 
-def _members(panel: PanelSpec, apart: bool, graph: Graph) -> dict[str, tuple[str, ...]]:
+def _members(panel: PanelSpec, panels: Sequence[PanelSpec], graph: Graph) -> dict[str, tuple[str, ...]]:
     """Buffer keys that add up to each target of a panel."""
-    if not apart:
+    if not _apart(panels):
         return {name: (name,) for name, _ in panel.targets}
     if panel.kind != "panels":
         return {name: (name,) for name, _ in panel.targets}

@@ -32,9 +32,7 @@ class Wanted:
     passed: tuple[int, ...]
 
 
-def sweep_outputs(
-    frame: Frame, leaf: int, wanted: Wanted, block: Span, skip: int, windows: Mapping[Part, AbstractWindow]
-) -> None:
+def sweep_outputs(frame: Frame, leaf: int, wanted: Wanted, block: Span, windows: Mapping[Part, AbstractWindow]) -> None:
     """Add what unit vectors of a layer's outputs give to the rows of its weight.
 
     Args:
@@ -42,7 +40,6 @@ def sweep_outputs(
         leaf: The use of the weight.
         wanted: The targets.
         block: Units.
-        skip: Units whose columns of the own block are not needed.
         windows: Sums of the rows of those units, by part.
 
     Raises:
@@ -57,7 +54,7 @@ def sweep_outputs(
         )
     places = rule.source_outputs(call, _numbers(call.output)[None])[0]
     tangents = forward(frame, {index: _unit_vectors(call.output, places, block)})
-    layer = SweptLayer(index, leaf, inputs, block, skip)
+    layer = SweptLayer(index, leaf, inputs, block)
     for part, window in windows.items():
         reverse(frame, tangents, part, wanted.passed, OutputSink(wanted.targets, window, layer))
 

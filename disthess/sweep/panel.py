@@ -9,7 +9,8 @@ per-sample rows ``M[n, (o, r), :]`` that the wave leaves at a target,
 
 one GEMM per unit; samples must be independent, or be one. On the use's own diagonal block ``M[n, (o, r), (a, b)] = sum_s
 Hzz[n, (o, r), (s, a)] x[n, s, b]``, for those outputs a only whose columns no earlier tile has. With one row per sample that sum
-is symmetric in (j, b): half of the products suffice.
+is symmetric in (j, b): half of the products suffice. With several, unit o has the columns of a >= o alone; the buffers fill in the
+rest of the tile's square, which is its transpose.
 
 A target that x depends on, as earlier uses of a parameter are, also has what ``W`` gives back to x: with ``J[n, (j, r), :]`` the
 derivatives of ``x[n, r, j]`` and ``delta = dL/dz``
@@ -30,7 +31,7 @@ from typing_extensions import override
 from disthess.planning.memory import CACHE_BYTES
 from disthess.rules.base import Call, Stack, ThinRows
 from disthess.rules.products import add_product
-from disthess.sweep.buffers import AbstractWindow, Swapped, Triangle
+from disthess.sweep.buffers import AbstractWindow, Swapped, Triangle, Upper
 from disthess.sweep.frame import Frame
 from disthess.sweep.rows import AbstractRowsSink, Targets
 from disthess.sweep.thin import add_first, add_own, add_pairs, contracts_first, keeps_units
@@ -47,14 +48,12 @@ class SweptLayer:
         leaf: The source's leaf.
         inputs: Its rows ``x``, ``[n, R, i]``.
         units: The units (the stack is units x R tangents, unit-major).
-        skip: Output units whose columns of the own block are not needed (an earlier tile's transpose).
     """
 
     index: int
     leaf: int
     inputs: Tensor
     units: Span
-    skip: int
 
 
 @final
@@ -92,7 +91,15 @@ class OutputSink(AbstractRowsSink):
 
     @override
     def _sums(self, leaf: int) -> Tensor:
-        return self._window.take(self._targets.block(leaf)).view(self._units, self._width, -1)
+        block, own = self._targets.block(leaf), self._targets.own
+        form = Upper(block.key, block.columns, self._width, own.first)
+        upper = own.upper and block.key == self._targets.own_key
+        return self._window.take(form if upper else block).view(self._units, self._width, -1)
+
+    @override
+    def _left_out(self, units: slice) -> int:
+        own = self._targets.own
+        return self._layer.units.start + units.start if own.upper else own.first
 
     @override
     def _without_rows(
@@ -100,9 +107,9 @@ class OutputSink(AbstractRowsSink):
     ) -> bool:
         leaf, rule = frame.slots(index)[slot], frame.rule(index)
         if leaf == self._layer.leaf and cotangent is not None:
-            curvature = rule.source_outputs(call, cotangent)[..., self._layer.skip :]
+            curvature = rule.source_outputs(call, cotangent)
             if self._rows == 1:
-                self._add_symmetric(leaf, curvature)
+                self._add_symmetric(leaf, curvature[..., self._targets.own.first :])
             else:
                 self._add_own_block(leaf, curvature)
             return True
@@ -140,14 +147,15 @@ class OutputSink(AbstractRowsSink):
         by_sample = inputs.reshape(-1, self._width).T
         bent = curvature.unflatten(0, (self._units, self._rows)).permute(0, 2, 1, 4, 3)  # [u, n, r, a, s]
         for unit, each in enumerate(bent):
-            rows = torch.bmm(each.flatten(1, 2), inputs).view(by_sample.shape[1], -1)
-            add_product(block[unit, :, self._layer.skip * self._width :], by_sample, rows)
+            skip = self._left_out(slice(unit, unit + 1))
+            rows = torch.bmm(each[:, :, skip:].flatten(1, 2), inputs).view(by_sample.shape[1], -1)
+            add_product(block[unit, :, skip * self._width :], by_sample, rows)
 
     def _add_symmetric(self, leaf: int, curvature: Stack) -> None:
         """``sum_n Hzz[o, n, a] x[j, n] x[b, n]`` for the pairs ``j <= b``; the buffers unfold it once, at the end."""
         outputs = curvature.shape[-1]
         flat = curvature[:, :, 0].transpose(1, 2).reshape(-1, self._samples)
-        form = Triangle(self._targets.keys[leaf], self._targets.sizes[leaf], self._width, self._layer.skip)
+        form = Triangle(self._targets.keys[leaf], self._targets.sizes[leaf], self._width, self._targets.own.first)
         where = self._window.take(form).view(self._units * outputs, -1)
         low, high = torch.triu_indices(self._width, self._width, device=curvature.device)
         step = max(1, CACHE_BYTES // (self._samples * self._multipliers.element_size()))
@@ -179,6 +187,10 @@ class InputSink(AbstractRowsSink):
     def _sums(self, leaf: int) -> Tensor:
         rows = self._buffers.take(self._targets.block(leaf)).view(self._width, self._all, -1)
         return rows.transpose(0, 1)[self._inputs.start : self._inputs.stop]
+
+    @override
+    def _left_out(self, units: slice) -> int:
+        return self._targets.own.first
 
     @override
     def _without_rows(

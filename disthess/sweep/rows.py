@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from typing_extensions import override
 
 from disthess.planning.memory import CACHE_BYTES
+from disthess.planning.source import OwnColumns
 from disthess.rules.base import AbstractRule, Call, Stack
 from disthess.rules.outer import Pairs, outers_per_sample
 from disthess.rules.products import add_products
@@ -31,11 +32,15 @@ class Targets:
         keys: Buffer key by leaf index.
         sizes: Number of entries by leaf index.
         shared: Leaves that add up in one place with others.
+        own_key: Buffer key of the source's own block.
+        own: Its columns that are wanted.
     """
 
     keys: Mapping[int, str]
     sizes: Mapping[int, int]
     shared: frozenset[int] = frozenset()
+    own_key: str = ""
+    own: OwnColumns = field(default_factory=OwnColumns)
 
     def block(self, leaf: int) -> Block:
         """Where a leaf's rows add up."""
@@ -52,11 +57,12 @@ class _Kept:
     cotangent: Stack | None
     tangents: Mapping[int, Stack]
 
-    def pairs(self, stack: slice) -> Pairs:
-        """Of some tangents."""
+    def pairs(self, stack: slice, skip: int = 0) -> Pairs:
+        """Of some tangents, without the leading outputs of the leaf."""
         part = None if self.cotangent is None else self.cotangent[stack]
         parts = {key: value[stack] for key, value in self.tangents.items()}
-        return self.rule.row_pairs(self.call, part, parts, self.slot) or []
+        pairs = self.rule.row_pairs(self.call, part, parts, self.slot) or []
+        return [(left[..., skip:], right) for left, right in pairs] if skip else pairs
 
 
 class AbstractRowsSink(AbstractSink):
@@ -84,6 +90,10 @@ class AbstractRowsSink(AbstractSink):
         self, frame: Frame, index: int, call: Call, slot: int, cotangent: Stack | None, tangents: Mapping[int, Stack]
     ) -> bool:
         """Do without rows where there is a shorter way, and say whether there was."""
+
+    @abc.abstractmethod
+    def _left_out(self, units: slice) -> int:
+        """Leading outputs whose columns are not wanted of the source's own block, for some units of the stack."""
 
     @property
     @override
@@ -113,8 +123,10 @@ class AbstractRowsSink(AbstractSink):
     @override
     def finish(self) -> None:
         for leaf, uses in self._kept.values():
+            own = self._targets.keys[leaf] == self._targets.own_key
             for units, stack in self._pieces(self._targets.sizes[leaf]):
-                self._add(leaf, units, outers_per_sample([pair for use in uses for pair in use.pairs(stack)]))
+                skip = self._left_out(units) if own else 0
+                self._add(leaf, units, outers_per_sample([pair for use in uses for pair in use.pairs(stack, skip)]))
         self._kept.clear()
 
     def _pieces(self, size: int) -> Iterator[tuple[slice, slice]]:
@@ -126,10 +138,8 @@ class AbstractRowsSink(AbstractSink):
             yield units, slice(units.start * self._rows, units.stop * self._rows)
 
     def _add(self, leaf: int, units: slice, rows: Stack) -> None:
-        """``sums[u, j, :] += sum_(r, n) x[j, (r, n)] rows[u, (r, n), :]``, of rows ``[K, n, *entries]``."""
+        """``sums[u, j, :] += sum_(r, n) x[j, (r, n)] rows[u, (r, n), :]``, of rows ``[K, n, *entries]``: the last of a leaf's."""
         count = units.stop - units.start
-        add_products(
-            self._sums(leaf)[units],
-            self._multipliers,
-            rows.reshape(count, self._rows * self._samples, self._targets.sizes[leaf]),
-        )
+        each = rows.reshape(count, self._rows * self._samples, -1)
+        sums = self._sums(leaf)[units]
+        add_products(sums[..., sums.shape[-1] - each.shape[-1] :], self._multipliers, each)

@@ -15,7 +15,7 @@ import torch
 
 from disthess.graph.ir import Graph, Node
 from disthess.graph.waves import leading_to
-from disthess.planning.work import ReverseWork, SweepWork, Work
+from disthess.planning.work import ReverseWork, SharedWork, SweepWork, Work
 from disthess.rules.base import Units
 from disthess.rules.outer import outer_multiply_adds
 from disthess.rules.table import rule_for
@@ -47,6 +47,7 @@ class Tally:
     repeated: list[tuple[int, int]] = field(default_factory=list)
     own: bool = False
     per_unit: int = 0
+    shared: SharedWork = field(default_factory=SharedWork)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,10 @@ class SweepTally:
         for part in self.parts:
             first = self._wave(tangents, part, passed, source, True)
             later = self._wave(tangents, part, passed, source, False) if self._shared else first
-            waves.append(ReverseWork(part, first.work, later.work, tuple(first.repeated), first.own, first.per_unit))
+            repeated = tuple(first.repeated)
+            waves.append(
+                ReverseWork(part, first.work, later.work, repeated, first.own, first.per_unit, shared=first.shared)
+            )
         return SweepWork(ahead.work, tuple(waves), source.rows if source is not None else 1)
 
     def back(self, targets: Sequence[Node], source: OutputSource) -> SweepWork:
@@ -114,7 +118,9 @@ class SweepTally:
             if inputs in passed and keeps_curvature(frame, frame.node(source.index), part):
                 sink = _TallySink(tally, self._graph, source, back=True)
                 reverse(frame, {}, part, passed, sink, {inputs: Trace()})  # type: ignore[dict-item]
-            waves.append(ReverseWork(part, Work(), Work(), per_unit=tally.per_unit, back=tally.work))
+            waves.append(
+                ReverseWork(part, Work(), Work(), per_unit=tally.per_unit, back=tally.work, shared=tally.shared)
+            )
         return SweepWork(Work(), tuple(waves), source.rows)
 
     def source_rows(self, index: int, leaf: int) -> tuple[int, int] | None:
@@ -243,8 +249,17 @@ class _TallySink(AbstractSink):
         self._multiply(leaf)
 
     def finish(self) -> None:
-        for leaf, rows in self._kept.values():
-            self._tally.work += Work(per_pair=outer_multiply_adds(rows) * _size(self._graph.nodes[leaf]))
+        for name, (leaf, rows) in self._kept.items():
+            source, formed = self._source, outer_multiply_adds(rows)
+            if source is not None and name == self._graph.nodes[source.leaf].op:
+                width, multiplied = source.width, source.width * source.width
+                self._tally.shared += (
+                    SharedWork(back=formed * width, per_unit=source.rows * multiplied)
+                    if self._back
+                    else SharedWork(forward=formed * width + multiplied)
+                )
+                continue
+            self._tally.work += Work(per_pair=formed * _size(self._graph.nodes[leaf]))
             self._multiply(leaf)
 
     def _formed_otherwise(

@@ -151,6 +151,44 @@ def test_small_tiles_stacks_and_caches_agree(name: str, tmp_path: Path, monkeypa
     np.testing.assert_allclose(store.dense("ggn") + store.dense("residual"), store.dense(), atol=ATOL)
 
 
+@pytest.mark.parametrize("name", ["tokens", "two_axes", "recurrent", "repeated", "coupled", "twice"])
+def test_of_its_own_block_a_tile_has_the_columns_from_its_rows_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiling, "TILE_BYTES", 4_000)
+    made = problem(name)
+    prepared = prepare(made, Options(basis="output", shared="sum"))
+    values = {parameter.name: parameter.tensor.detach() for parameter in prepared.problem.parameters()}
+    sources = {source.source: source for source in prepared.plan.sources}
+    engine = GraphEngine(compute_primals(prepared.problem, prepared.programs), values, prepared.plan.layout, sources)
+    offsets = dict(zip(values, np.cumsum([0, *(value.numel() for value in values.values())]).tolist(), strict=False))
+    wanted, later = disthess.reference_hessian(made), 0
+    for tile in prepared.plan.layout.tiles:
+        ((found,),) = engine.compute(tile.source, tile.span).values()
+        if sources[tile.source].basis != "output":
+            continue
+        (panel,) = prepared.plan.layout.panels_of(tile.source)
+        left = tile.span.start - panel.first_column(tile.span.start)
+        square = found[:, left : left + tile.span.size]
+        start = offsets[tile.source] + tile.span.start
+        assert np.isnan(found[:, :left]).all()
+        np.testing.assert_allclose(square, wanted[start : start + len(square), start : start + len(square)], atol=ATOL)
+        later += left > 0
+    assert later
+
+
+def test_of_single_uses_a_tile_has_whole_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their blocks are added up, in chunks that need not begin where a tile does."""
+    monkeypatch.setattr(tiling, "TILE_BYTES", 4_000)
+    prepared = prepare(problem("recurrent"), Options(basis="output", shared="uses"))
+    values = {parameter.name: parameter.tensor.detach() for parameter in prepared.problem.parameters()}
+    sources = {source.source: source for source in prepared.plan.sources}
+    engine = GraphEngine(compute_primals(prepared.problem, prepared.programs), values, prepared.plan.layout, sources)
+    assert len(prepared.plan.layout.tiles) > len(sources)
+    for tile in prepared.plan.layout.tiles:
+        panels = prepared.plan.layout.panels_of(tile.source)
+        for panel, found in zip(panels, engine.compute(tile.source, tile.span)["hessian"], strict=True):
+            assert panel.kind == "panels" or np.isfinite(found).all()
+
+
 @pytest.mark.parametrize("lengths", [(2, 4), (4, 2), (1, 3), (3, 1)])
 @pytest.mark.parametrize("basis", ["output", "parameter", None])
 def test_batches_may_use_a_parameter_more_or_less_often(
