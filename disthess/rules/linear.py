@@ -26,6 +26,9 @@ from disthess.rules.products import product
 
 INPUT, WEIGHT, BIAS = 0, 1, 2
 
+NARROW = 16
+"""Inputs below which a weight's products are made transposed: so few columns take MKL up to five times as long as so few rows."""
+
 
 @final
 class LinearRule(AbstractRule):
@@ -152,6 +155,8 @@ def _flat(stack: Stack) -> Tensor:
 
 def _outer(left: Tensor, right: Tensor, total: Tensor | None) -> Tensor:
     """``sum_rows left[(k,) row, o] right[(k,) row, i]``, added to ``total`` in place if given: ``[K, o, i]``."""
+    if right.shape[-1] < min(left.shape[-1], NARROW):
+        return _outer(right, left, None if total is None else total.transpose(1, 2)).transpose(1, 2)
     count = left.shape[0] if left.ndim == 3 else right.shape[0]
     # Strides, not copies: the product takes a transposed operand as it is, and one that all tangents share.
     left, right = left.expand(count, *left.shape[-2:]), right.expand(count, *right.shape[-2:])
