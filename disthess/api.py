@@ -13,6 +13,7 @@ from disthess.errors import ConfigError, ExecutionError, Interrupted, PlanError,
 from disthess.execute.executor import AbstractExecutor, SerialExecutor
 from disthess.execute.marks import LedgerMarks
 from disthess.execute.memory import available_memory_bytes
+from disthess.execute.process_executor import ProcessExecutor
 from disthess.execute.progress import make_progress
 from disthess.execute.signals import stop_on_signals
 from disthess.execute.task import AbstractJob
@@ -101,7 +102,8 @@ def compute(
         **options: ``parts`` (any of ``hessian``, ``ggn``, ``residual``; default hessian), ``parameters`` (globs, or ranges
             such as ``attn.in_proj_weight[0:64]``, all else then being constant; default all), ``dtype`` (default the model's),
             ``method`` (``auto``, ``graph``, ``autograd``), ``shared`` (``auto``,
-            ``uses``, ``sum``), ``basis`` (``output``, ``parameter``: forced), ``executor`` (``serial``, ``threads``, ``ray``),
+            ``uses``, ``sum``), ``basis`` (``output``, ``parameter``: forced), ``executor`` (``serial``, ``threads``,
+            ``processes``, ``ray``),
             ``workers``, ``threads`` (per worker), ``device``, ``memory_bytes`` (per worker, refuse above), ``address`` (of a
             Ray cluster), ``activations`` (names or globs of modules or nodes whose activation blocks H^f are stored too),
             ``activations_per_sample`` (keep them sample by sample), ``sections`` (names for ranges of parameters, such as
@@ -137,6 +139,7 @@ def run_prepared(
 ) -> HessianStore:
     """`compute` for a problem that has been prepared (so that its plan can be shown first)."""
     place = place_of(path)
+    _check_place(place, options)
     identity = fingerprint(prepared.problem, prepared.names, prepared.plan)
     if not place.exists():
         check_fits(prepared.plan, options, place.name)
@@ -208,6 +211,7 @@ def _fill(path: str | os.PathLike[str], problem: Problem, options: Options, sour
     """Compute the missing tiles of the panels of these parameters; all of them where one is a sum over uses."""
     prepared = prepare(problem, options)
     place = place_of(path)
+    _check_place(place, options)
     with StoreLock(place) as lease:
         store = _open_or_create(
             place, prepared.plan, fingerprint(prepared.problem, prepared.names, prepared.plan), options.sections
@@ -252,6 +256,14 @@ def check_fits(plan: Plan, options: Options, path: str | os.PathLike[str] | None
             f"{plan.workers} worker{'s' if plan.workers > 1 else ''} would need up to "
             f"{human_bytes(plan.peak_bytes * plan.workers)} of memory and {human_bytes(available)} are available. Use fewer "
             "workers, smaller batches, or fewer parameters."
+        )
+
+
+def _check_place(place: AbstractPlace, options: Options) -> None:
+    if options.executor == "processes" and not place.is_local:
+        raise ConfigError(
+            f"executor='processes' writes to a directory, got {place.name}: connections to an object store do not survive a fork. "
+            "Use executor='threads' or 'ray'."
         )
 
 
@@ -311,6 +323,8 @@ def _executor(plan: Plan, options: Options) -> AbstractExecutor:
         return SerialExecutor(plan.threads, plan.device)
     if options.executor == "threads":
         return ThreadExecutor(plan.workers, plan.threads, plan.device)
+    if options.executor == "processes":
+        return ProcessExecutor(plan.workers)
     # Only a run on Ray loads ray.
     from disthess.execute.ray_executor import RayExecutor
 

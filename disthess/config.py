@@ -56,7 +56,7 @@ class ComputeSection(Section):
     dtype: DType | None = None
     method: Literal["auto", "graph", "autograd"] = "auto"
     shared: Literal["auto", "uses", "sum"] = "auto"
-    executor: Literal["serial", "threads", "ray"] = "serial"
+    executor: Literal["serial", "threads", "processes", "ray"] = "serial"
     workers: Count | None = None
     threads: Count | None = None
     device: str | None = None

@@ -12,6 +12,7 @@ import torch
 from disthess import hvp
 from disthess.cut import cut_parameters
 from disthess.errors import ConfigError, GraphError
+from disthess.execute.forked import why_not
 from disthess.execute.threads import default_threads
 from disthess.graph.program import Program, build_programs, rounds_inside
 from disthess.planning.plan import Plan
@@ -46,7 +47,7 @@ class Options:
     method: Literal["auto", "graph", "autograd"] = "auto"
     shared: Sharing = "auto"
     basis: Basis | None = None
-    executor: Literal["serial", "threads", "ray"] = "serial"
+    executor: Literal["serial", "threads", "processes", "ray"] = "serial"
     workers: int | None = None
     threads: int | None = None
     device: str | None = None
@@ -294,6 +295,8 @@ def _crew(options: Options) -> tuple[int, int]:
     if options.executor == "serial":
         return 1, options.threads or default_threads(1)
     workers = options.workers or default_threads(1)
+    if options.executor == "processes":
+        return workers, 1
     return workers, options.threads or default_threads(workers)
 
 
@@ -314,8 +317,22 @@ def _check_options(options: Options) -> None:
             raise ConfigError(f"{key} must be a positive whole number, got {value!r}.")
     if options.executor == "serial" and options.workers not in (None, 1):
         raise ConfigError(
-            f"workers={options.workers} needs executor='threads' or 'ray'; the serial executor is one worker with threads."
+            f"workers={options.workers} needs executor='threads', 'processes' or 'ray'; the serial executor is one worker with "
+            "threads."
         )
+    if options.executor == "processes":
+        _check_processes(options)
+
+
+def _check_processes(options: Options) -> None:
+    if options.threads not in (None, 1) or (options.device or "cpu") != "cpu":
+        raise ConfigError(
+            "executor='processes' forks workers of one thread on the CPU, got "
+            f"threads={options.threads}, device={options.device!r}. Leave both out, or use 'threads' or 'ray'."
+        )
+    reason = why_not()
+    if reason:
+        raise ConfigError(f"executor='processes' cannot be used here: {reason}. Use 'threads' or 'ray'.")
 
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -323,5 +340,5 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "method": ("auto", "graph", "autograd"),
     "shared": ("auto", "uses", "sum"),
     "basis": (None, "output", "parameter"),
-    "executor": ("serial", "threads", "ray"),
+    "executor": ("serial", "threads", "processes", "ray"),
 }

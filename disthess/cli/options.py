@@ -18,6 +18,7 @@ class ExecutorName(enum.StrEnum):
 
     serial = "serial"
     threads = "threads"
+    processes = "processes"
     ray = "ray"
 
 
@@ -76,7 +77,9 @@ StoreOption = Annotated[
 ]
 ExecutorOption = Annotated[
     ExecutorName | None,
-    typer.Option("--executor", help="Tile by tile, or workers: threads of this process, or Ray actors."),
+    typer.Option(
+        "--executor", help="Tile by tile, or workers: threads of this process, forked processes, or Ray actors."
+    ),
 ]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", metavar="D", help="Torch's name of the workers' device; it need not be here.")

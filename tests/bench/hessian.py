@@ -2,11 +2,11 @@
 
 Contenders run in one process, turn about, and medians over the rounds count.
 
-disthess runs end to end: capture, tiles, store in a temporary folder, certificate. It runs in two forms, one worker with all
-threads, and as many one-thread Ray workers; the better one counts. Ray is started and ended inside the clock, as for anybody
-who gives no address. Peers fill a dense array in memory and write nothing; the best chunk of the best tool counts. They are
-timed on some columns at equal distances over all parameters, after a chunk off the clock, and scaled up by P over these columns
-(``--columns all``: on all). A tiny problem warms disthess up.
+disthess runs end to end: capture, tiles, store in a temporary folder, certificate. It runs as one worker with all threads, and
+as many workers of one thread: threads of the process, forked processes, Ray actors. The best of these counts. Ray is started
+and ended inside the clock, as for anybody who gives no address. Peers fill a dense array in memory and write nothing; the best
+chunk of the best tool counts. They are timed on some columns at equal distances over all parameters, after a chunk off the
+clock, and scaled up by P over these columns (``--columns all``: on all). A tiny problem warms disthess up.
 
 All must agree: where one differs by more than the tolerance, relative to the largest entry, autograd twice over the eager model
 in float64 decides on the worst column. If it is against disthess, the benchmark fails. If it is against the peer, that is
@@ -37,6 +37,7 @@ from table import hessian_table, show
 from variants import build
 
 import disthess
+from disthess.execute.forked import why_not
 from disthess.planning.plan import Plan
 
 QUICK_COLUMNS, QUICK_GEMM = 32, 512
@@ -65,6 +66,8 @@ def crews_of(threads: int, *, ray: bool) -> tuple[Crew, ...]:
     """The forms of disthess on so many cores; with and without Ray."""
     serial = Crew("serial", 1, threads)
     here = (serial, Crew("threads", threads, 1)) if threads > 1 else (serial,)
+    if threads > 1 and not why_not():
+        here = (*here, Crew("processes", threads, 1))
     return (*here, Crew("ray", threads, 1)) if ray else here
 
 

@@ -23,7 +23,7 @@ from disthess.reduce.hessian_store import HessianStore
 
 @dataclass(frozen=True, slots=True)
 class Crew:
-    """Who computes: ``executor`` is serial, threads or ray, with so many workers of so many threads."""
+    """Who computes: ``executor`` is serial, threads, processes or ray, with so many workers of so many threads."""
 
     executor: str
     workers: int
@@ -35,7 +35,7 @@ class Crew:
         noun = "thread" if self.threads == 1 else "threads"
         if self.executor == "serial":
             return f"disthess, {self.threads} {noun}"
-        kind = "Ray" if self.executor == "ray" else "threads"
+        kind = "Ray" if self.executor == "ray" else self.executor
         return f"disthess, {kind} {self.workers} x {self.threads} {noun}"
 
     @property

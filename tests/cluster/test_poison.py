@@ -89,7 +89,14 @@ def run(folder: Path, executor: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("executor", "fault", "tries"),
-    [("serial", "raise", 2), ("threads", "raise", 2), ("ray", "raise", 3), ("ray", "exit", 3)],
+    [
+        ("serial", "raise", 2),
+        ("threads", "raise", 2),
+        ("processes", "raise", 3),
+        ("processes", "exit", 3),
+        ("ray", "raise", 3),
+        ("ray", "exit", 3),
+    ],
 )
 def test_a_tile_that_always_fails_is_named_and_retried_by_the_next_run(
     executor: str, fault: str, tries: int, tmp_path: Path

@@ -1,4 +1,4 @@
-"""The store's arrays have the same bytes whoever computed them: serial, threads, one or two Ray workers, killed and resumed."""
+"""The store's arrays have the same bytes whoever computed them: serial, threads, processes, Ray workers, killed and resumed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import disthess
+from disthess.execute.forked import why_not
 from disthess.problem import Problem
 
 OPTIONS = {"threads": 1, "progress": False, "parts": ("hessian", "ggn")}
@@ -59,6 +60,13 @@ def test_ray_writes_the_same_bytes(workers: int, serial: dict[str, bytes], tmp_p
 
 def test_threads_write_the_same_bytes(serial: dict[str, bytes], tmp_path: Path) -> None:
     disthess.compute(problem(), tmp_path / "run.zarr", executor="threads", workers=3, **OPTIONS)
+    assert array_bytes(tmp_path / "run.zarr") == serial
+
+
+@pytest.mark.skipif(bool(why_not()), reason="no forks here")
+def test_processes_write_the_same_bytes(serial: dict[str, bytes], tmp_path: Path) -> None:
+    options = {key: value for key, value in OPTIONS.items() if key != "threads"}
+    disthess.compute(problem(), tmp_path / "run.zarr", executor="processes", workers=3, **options)
     assert array_bytes(tmp_path / "run.zarr") == serial
 
 
