@@ -103,15 +103,16 @@ def operands(node: Node, values: Sequence[Any]) -> tuple[Tensor, ...]:
     return tuple(torch.broadcast_tensors(*tensors))
 
 
-def tied_entries(node: Node, values: Sequence[Any], tolerance: float) -> Tensor:
+def tied_entries(node: Node, values: Sequence[Any], tolerance: float, groups: Tensor | None = None) -> Tensor:
     """Flat mask of tied entries: of the input for ``place`` and ``order``, else of the output.
 
     Args:
         node: An operation with a kind.
         values: Every node's value.
         tolerance: Relative to the largest magnitude among the node's inputs.
+        groups: Of kind ``winner``, the `candidates` of those outputs that are asked about; None for all.
     """
-    refs = [ref for ref in node.refs() if isinstance(values[ref], Tensor) and values[ref].is_floating_point()]
+    refs = _floating(node, values)
     close = closeness([values[ref] for ref in refs], tolerance)
     kind = kind_of(node)
     first = values[refs[0]].detach()
@@ -128,13 +129,13 @@ def tied_entries(node: Node, values: Sequence[Any], tolerance: float) -> Tensor:
             near |= (given[0] - bound).abs().reshape(-1) <= close
         return near
     if kind == "winner":
-        return tied_candidates(node, first, close).sum(1) > 1
+        return tied_candidates(node, first, close, groups).sum(1) > 1
     return _equal_neighbours(node, line_of(node, first.shape), first.reshape(-1), close)
 
 
-def tied_candidates(node: Node, x: Tensor, close: float) -> Tensor:
+def tied_candidates(node: Node, x: Tensor, close: float, groups: Tensor | None = None) -> Tensor:
     """Which candidates of each output of a ``winner`` are within ``close`` of the best, ``[outputs, candidates]``."""
-    groups = candidates(node, x.shape)
+    groups = candidates(node, x.shape) if groups is None else groups
     sign = -1.0 if is_smallest(node) else 1.0
     padded = torch.cat([sign * competing(node, x).reshape(-1), x.new_full((1,), -math.inf)])
     rows = padded[groups.to(x.device)]
@@ -176,13 +177,23 @@ def find_kinks(
 
 def moving(node: Node, values: Sequence[Any], moved: Sequence[Sequence[Any]], tolerance: float) -> Tensor:
     """Tied entries that come apart when the parameters move."""
-    tied = tied_entries(node, values, tolerance)
+    groups = None
+    if kind_of(node) == "winner":
+        groups = candidates(node, values[_floating(node, values)[0]].shape)
+    tied = tied_entries(node, values, tolerance, groups)
     if not moved or not bool(tied.any()):
         return tied
-    stay = torch.ones_like(tied)
+    # Of groups only those that are tied here are looked at again: there may be many, and they are the same at every point.
+    chosen = None if groups is None else groups[tied.cpu()]
+    stay = torch.ones_like(tied[tied])
     for other in moved:
-        stay &= tied_entries(node, other, tolerance)
-    return tied & ~stay
+        near = tied_entries(node, other, tolerance, chosen)
+        stay &= near[tied] if groups is None else near
+    return tied.masked_scatter(tied, ~stay)
+
+
+def _floating(node: Node, values: Sequence[Any]) -> list[int]:
+    return [ref for ref in node.refs() if isinstance(values[ref], Tensor) and values[ref].is_floating_point()]
 
 
 def _samples(node: Node, tied: Tensor, samples: int) -> int | None:
