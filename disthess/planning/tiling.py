@@ -25,6 +25,12 @@ WIDEST_BYTES = 8 << 20
 MICROBATCH = 512
 """Samples per microbatch, at most: enough for products to run at full speed."""
 
+LARGE_MICROBATCH = 2048
+"""The same in the output basis, where every microbatch passes once more over all of a tile's sums,"""
+
+ROWS_BYTES = 96 << 20
+"""and where rows of all targets, of one unit on one microbatch, take no more than this."""
+
 LARGE, FEW_TILES = 4, 4
 """Where every tile does some work anew: how many times larger tiles may be, and how many are left at least."""
 
@@ -79,6 +85,14 @@ def tile_rows(rows: int, columns: int, unit_rows: int, bytes_per_column: int, *,
     return RowTiling(chosen, row_chunk, column_chunk)
 
 
+def _microbatch(cost: SourceCost, basis: Basis, dtype_bytes: int) -> int:
+    """Samples at most."""
+    if basis != "output":
+        return MICROBATCH
+    rows = ROWS_BYTES // max(1, cost.unit_tangents * cost.columns * dtype_bytes)
+    return max(MICROBATCH, min(LARGE_MICROBATCH, rows))
+
+
 def _even(whole: int, most: int) -> int:
     """Samples per microbatch, of equal microbatches as near as can be.
 
@@ -114,7 +128,7 @@ def source_plan(cost: SourceCost, basis: Basis, tile: int, largest_batch: int, d
     room = max(1, STACK_BYTES // (entries * dtype_bytes * tangents))
     room = max(1, min(room, WIDEST_BYTES // max(1, cost.front_entries * dtype_bytes * tangents)))
     units = -(-tile // unit_rows)
-    samples = max(1, min(largest_batch, MICROBATCH, room))
+    samples = max(1, min(largest_batch, _microbatch(cost, basis, dtype_bytes), room))
     samples = _even(largest_batch, samples)
     stack = max(1, min(units, room // samples))
     if stack < 8 <= units and samples > 32:

@@ -201,7 +201,8 @@ def test_every_tile_is_counted_whatever_its_stack(
     monkeypatch.setattr(tiling, "STACK_BYTES", 60_000)
     monkeypatch.setattr(tiling, "TILE_BYTES", 3_000)
     monkeypatch.setattr(tiling, "CHUNK_BYTES", 2_000)
-    monkeypatch.setattr(tiling, "MICROBATCH", 7)
+    for name in ("MICROBATCH", "LARGE_MICROBATCH"):
+        monkeypatch.setattr(tiling, name, 7)
     for module in (memory, panel, rows):
         monkeypatch.setattr(module, "CACHE_BYTES", 3_000)
     monkeypatch.setattr("disthess.planning.cost.CACHE_BYTES", 3_000)
