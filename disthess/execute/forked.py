@@ -59,6 +59,7 @@ class Child:
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
         if child == 0:
+            self._connection.close()
             _serve(there, worker, parent)
         there.close()
         self._process = psutil.Process(child)

@@ -189,7 +189,8 @@ def _judge(
 def _asymmetry(reader: PanelReader) -> float:
     """Over the diagonal squares as stored, of parameters and of uses; NaN where one of them holds NaN.
 
-    Both triangles of a square were computed, and readers use only the upper one: products would not show a wrong lower one.
+    Readers use only the upper triangle of a square: products would not show a wrong lower one. Some entries of it a tile has not
+    computed, but taken from the upper one (`disthess.sweep.buffers.Upper`); these are equal whatever they are.
     """
     defect = largest = np.float64(0.0)
     for panel in reader.store.layout.panels:

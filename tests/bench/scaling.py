@@ -1,4 +1,4 @@
-"""Workers: one Ray worker of one thread against two, tiles against the plan, and a schedule of 64 workers.
+"""Workers: one worker of one thread against two, Ray actors or forked processes, tiles against the plan, and a schedule of 64.
 
 Times are from the begin of the first tile to the end of the last, and end to end (which has capture, and Ray's start and end).
 The plan's FLOPs of a tile are compared with its seconds in the ledger (median of the rounds, one worker): the correlation, and
@@ -34,7 +34,9 @@ from disthess.execute.dispatch import Dispatcher
 from disthess.planning.plan import Plan
 from disthess.prepare import Options, prepare
 
-CREWS = {"one": Crew("ray", 1, 1), "two": Crew("ray", 2, 1)}
+CREWS = {"one": 1, "two": 2}
+"""Workers of one thread each."""
+
 BALANCE = 1.05
 """The busiest owner of the schedule may have so many times the mean."""
 
@@ -46,8 +48,9 @@ MANY, QUICK_MANY = (512, 64), (128, 8)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """No option but the common ones."""
+    """The options of this verb alone."""
     parser.set_defaults(problem="mlp,gpt")
+    parser.add_argument("--executor", choices=("ray", "processes"), default="ray", help="what workers are (default ray)")
 
 
 def main(options: argparse.Namespace) -> None:
@@ -60,7 +63,7 @@ def main(options: argparse.Namespace) -> None:
     warm_up(settings)
     # A run on Ray starts and ends it, which takes longer than anything else that is quick.
     names = settings.problems[:1] if settings.quick else settings.problems
-    found = [measure(name, settings) for name in names]
+    found = [measure(name, settings, options.executor) for name in names]
     show(scaling_table(found))
     schedule = schedule_many(*(QUICK_MANY if settings.quick else MANY))
     keep(settings, "scaling_schedule", schedule)
@@ -69,23 +72,25 @@ def main(options: argparse.Namespace) -> None:
         raise SystemExit(f"the busiest of {schedule['workers']} workers has {schedule['balance']:.3f} of the mean load")
 
 
-def measure(name: str, settings: Settings) -> dict[str, Any]:
+def measure(name: str, settings: Settings, executor: str) -> dict[str, Any]:
     """Both crews on one problem, turn about."""
     problem = settings.build(name)
     plan = disthess.plan(problem, dtype=settings.dtype, threads=1)
     print(f"{name}: P = {plan.layout.numel:,}, N = {plan.samples:,}, {len(plan.layout.tiles)} tiles", flush=True)
-    runs: dict[str, list[Run]] = {key: [] for key in CREWS}
+    crews = {key: Crew(executor, workers, 1) for key, workers in CREWS.items()}
+    runs: dict[str, list[Run]] = {key: [] for key in crews}
     apart: list[float] = []
     for turn in range(settings.rounds):
-        apart.append(apart_ratio(name, settings, CREWS["two"].workers))
+        apart.append(apart_ratio(name, settings, CREWS["two"]))
         print(f"  round {turn + 1}  two processes apart: {apart[-1]:.2f} times one", flush=True)
-        for key, crew in CREWS.items():
+        for key, crew in crews.items():
             run, _ = compute(problem, crew, settings.dtype)
             runs[key].append(run)
             print(f"  round {turn + 1}  {crew.name:28} {run.tiles:9.2f} s in tiles, {run.seconds:9.2f} s", flush=True)
     stages = {key: median_stages(found) for key, found in runs.items()}
     values = {
         "problem": {"name": name, "P": plan.layout.numel, "N": plan.samples, "dtype": settings.dtype},
+        "executor": executor,
         "tiles": versus(stages, "tiles"),
         "end_to_end": versus(stages, "seconds"),
         "apart": {"ratio": statistics.median(apart), "each": apart},
@@ -93,7 +98,7 @@ def measure(name: str, settings: Settings) -> dict[str, Any]:
         "rounds_seconds": {key: [run.stages for run in found] for key, found in runs.items()},
         "forecast": forecast(plan, runs["one"]),
     }
-    keep(settings, f"scaling_{name}_{settings.dtype}", values)
+    keep(settings, f"scaling_{name}_{settings.dtype}{'' if executor == 'ray' else '_' + executor}", values)
     return values
 
 

@@ -139,7 +139,7 @@ def scaling_table(found: Sequence[Values]) -> Table:
         "worst tile / plan",
         "of tiles from 1 % on",
     )
-    return Table("Ray workers of one thread", header, tuple(_scaling_row(values) for values in found))
+    return Table("Workers of one thread", header, tuple(_scaling_row(values) for values in found))
 
 
 def _scaling_row(values: Values) -> tuple[str, ...]:
