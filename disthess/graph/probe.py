@@ -61,14 +61,23 @@ def _changed(nodes: Sequence[Node], node: Node, values: Sequence[Any], sample: i
         if axis is not None and axis.dim >= 0 and isinstance(values[ref], Tensor):
             poisoned[ref] = _poison(values[ref], axis, sample, samples)
     before, after = values[node.index], evaluate(node, poisoned)
-    same = (before == after) | ((before != before) & (after != after))
-    if before.is_floating_point():
-        # Vectorised kernels may round lanes beside a NaN differently, entries near zero in proportion to the terms of their sums;
-        # a leak shows as NaN or as another value.
-        sizes = before[torch.isfinite(before)].abs()
-        rounding = 64 * torch.finfo(before.dtype).eps * (float(sizes.max()) if sizes.numel() else 0.0)
-        same |= (before - after).abs() <= 1e-4 * before.abs() + rounding
-    return sample, ~same
+    changed = before != after
+    # What differs is little, one sample's: the rest is looked at once.
+    places = changed.nonzero(as_tuple=True)
+    changed[places] = ~_same(before[places], after[places], before)
+    return sample, changed
+
+
+def _same(before: Tensor, after: Tensor, whole: Tensor) -> Tensor:
+    """Which entries are equal after all: NaN twice, or rounded otherwise. ``whole``: the value that ``before`` is of."""
+    same = (before != before) & (after != after)
+    if not before.is_floating_point() or bool((before - after).isnan().all()):
+        return same
+    # Vectorised kernels may round lanes beside a NaN differently, entries near zero in proportion to the terms of their sums;
+    # a leak shows as NaN or as another value.
+    sizes = whole[torch.isfinite(whole)].abs()
+    rounding = 64 * torch.finfo(whole.dtype).eps * (float(sizes.max()) if sizes.numel() else 0.0)
+    return same | ((before - after).abs() <= 1e-4 * before.abs() + rounding)
 
 
 def _poison(value: Tensor, axis: BatchAxis, sample: int, samples: int) -> Tensor:
