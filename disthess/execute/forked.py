@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ import psutil
 import torch
 
 from disthess.execute.attempt import Failure, attempt_tile
-from disthess.execute.memory import oom_kills
+from disthess.execute.memory import PeakMemory, oom_kills
 from disthess.execute.task import AbstractWorker
 from disthess.store.layout import Tile, TileRecord
 
@@ -126,8 +127,13 @@ def _serve(connection: Connection, worker: AbstractWorker, parent: int) -> NoRet
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        peak = PeakMemory()
         while os.getppid() == parent and (asked := connection.recv()) is not None:
-            connection.send(attempt_tile(worker, *asked))
+            answer = attempt_tile(worker, *asked)
+            if isinstance(answer, TileRecord):
+                # What it shares with its parent is not its own.
+                answer = dataclasses.replace(answer, peak_bytes=peak.rise_bytes())
+            connection.send(answer)
         code = 0
     finally:
         os._exit(code)

@@ -225,7 +225,8 @@ class TileRecord:
         checksum: crc32c over the bytes of its arrays, part by part, panel by panel.
         seconds: Wall time of computing and writing it.
         written_bytes: Bytes written.
-        peak_bytes: Peak rise of the worker's memory so far, above its level before the model was loaded; 0 if unknown.
+        peak_bytes: Peak rise of the worker's memory so far, above its level before the model was loaded (of a forked worker, above
+            what it shares with its parent); 0 if unknown.
         worker: Number of the worker.
         split: How often the planned stack and microbatch were halved, because memory ran out; see `SourcePlan.halved`.
     """

@@ -50,7 +50,9 @@ MANY, QUICK_MANY = (512, 64), (128, 8)
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this verb alone."""
     parser.set_defaults(problem="mlp,gpt")
-    parser.add_argument("--executor", choices=("ray", "processes"), default="ray", help="what workers are (default ray)")
+    parser.add_argument(
+        "--executor", choices=("ray", "processes"), default="ray", help="what workers are (default ray)"
+    )
 
 
 def main(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import toy_job as toys
 import disthess
 from disthess.errors import ConfigError, ExecutionError, StoreError
 from disthess.execute import forked, process_executor
+from disthess.execute.events import TileDone
 from disthess.execute.process_executor import ProcessExecutor
 from disthess.execute.signals import StopFlag
 from disthess.store.layout import Tile, TileRecord
@@ -89,6 +91,21 @@ def test_memory_splits_a_tile(tmp_path: Path) -> None:
     job = toys.ToyJob(tmp_path, {1: "memory until 2"})
     outcome = ProcessExecutor(2).run(job, toys.make_tiles(4), toys.Recorder(), StopFlag())
     assert (outcome.finished, outcome.failures, outcome.split) == (4, (), 1)
+
+
+def test_the_memory_that_a_child_takes_for_itself_is_measured(tmp_path: Path) -> None:
+    shared = np.ones(1 << 25)
+
+    class Worker(toys.ToyWorker):
+        def compute(self, tile: Tile, split: int = 0) -> TileRecord:
+            own = np.ones(1 << 24) if tile.index else shared
+            return dataclasses.replace(super().compute(tile, split), seconds=float(own[-1]))
+
+    recorder = toys.Recorder()
+    ProcessExecutor(1).run(JobOf(tmp_path, Worker), toys.make_tiles(2), recorder, StopFlag())
+    first, second = (event.record.peak_bytes for event in recorder.events if isinstance(event, TileDone))
+    assert first < 64 << 20
+    assert 128 << 20 <= second - first < 160 << 20
 
 
 def test_that_the_kernel_ended_a_child_for_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
