@@ -104,8 +104,9 @@ def test_the_memory_that_a_child_takes_for_itself_is_measured(tmp_path: Path) ->
     recorder = toys.Recorder()
     ProcessExecutor(1).run(JobOf(tmp_path, Worker), toys.make_tiles(2), recorder, StopFlag())
     first, second = (event.record.peak_bytes for event in recorder.events if isinstance(event, TileDone))
-    assert first < 64 << 20
-    assert 128 << 20 <= second - first < 160 << 20
+    # Pages of libraries that a child reads count as its own; how many depends on what else its parent has loaded.
+    assert first < shared.nbytes
+    assert 120 << 20 <= second - first < 200 << 20
 
 
 def test_that_the_kernel_ended_a_child_for_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
