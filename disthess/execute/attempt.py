@@ -37,6 +37,16 @@ class Failure:
     memory: bool = False
 
 
+def death(*, memory: bool) -> Failure:
+    """What the end of a worker's process means for the run."""
+    if memory:
+        return Failure(
+            "its worker was ended because the machine ran out of memory; use fewer workers or a smaller memory budget",
+            memory=True,
+        )
+    return Failure("the process of its worker died (killed, crashed, or out of memory)")
+
+
 def attempt_tile(worker: AbstractWorker, tile: Tile, split: int = 0) -> TileRecord | Failure:
     """Compute a tile, halved ``split`` times; exceptions come back as values, a keyboard interrupt does not."""
     try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -60,8 +61,7 @@ class AbstractExecutor(abc.ABC):
         """
 
 
-def started(tiles: Sequence[Tile], workers: int) -> RunStarted:
-    """The event that opens a run."""
+def _started(tiles: Sequence[Tile], workers: int) -> RunStarted:
     return RunStarted(
         tiles=len(tiles),
         done_before=0,
@@ -71,8 +71,7 @@ def started(tiles: Sequence[Tile], workers: int) -> RunStarted:
     )
 
 
-def ended(dispatcher: Dispatcher, stopped: bool, seconds: float) -> RunEnded:
-    """The event that closes a run."""
+def _ended(dispatcher: Dispatcher, stopped: bool, seconds: float) -> RunEnded:
     return RunEnded(dispatcher.finished, len(dispatcher.failures), stopped, seconds, dispatcher.finished_split)
 
 
@@ -102,12 +101,8 @@ class SerialExecutor(AbstractExecutor):
 
     @override
     def run(self, job: AbstractJob, tiles: Sequence[Tile], listener: Listener, stop: StopFlag) -> RunOutcome:
-        begin = time.perf_counter()
         dispatcher = Dispatcher(tiles, 1, max_attempts=2, halvings=job.halvings)
-        listener.notify(started(tiles, 1))
-        worker: AbstractWorker | None = None
-        try:
-            worker = open_worker(job, self._device, self._threads)
+        with reported(dispatcher, tiles, 1, listener), opened(job, self._device, self._threads) as worker:
             while not stop.is_set and (tile := dispatcher.take(0)) is not None:
                 result = attempt_tile(worker, tile, dispatcher.split(tile))
                 if not isinstance(result, Failure):
@@ -117,19 +112,35 @@ class SerialExecutor(AbstractExecutor):
                     raise result.hopeless
                 else:
                     listener.notify(dispatcher.fail(0, result.message, result.memory))
-        finally:
-            if worker is not None:
-                worker.close()
-            listener.notify(ended(dispatcher, dispatcher.queued > 0, time.perf_counter() - begin))
         return outcome_of(dispatcher, dispatcher.queued > 0)
 
 
-def open_worker(job: AbstractJob, device: str, threads: int) -> AbstractWorker:
-    """A worker in this process.
+@contextlib.contextmanager
+def reported(dispatcher: Dispatcher, tiles: Sequence[Tile], workers: int, listener: Listener) -> Iterator[None]:
+    """Tell the listener that a run begins, and at the end, however it comes, how it went."""
+    begin = time.perf_counter()
+    listener.notify(_started(tiles, workers))
+    try:
+        yield
+    finally:
+        listener.notify(_ended(dispatcher, dispatcher.queued > 0, time.perf_counter() - begin))
+
+
+@contextlib.contextmanager
+def opened(job: AbstractJob, device: str, threads: int) -> Iterator[AbstractWorker]:
+    """A worker in this process, closed in the end.
 
     Raises:
         ExecutionError: It cannot be opened, and why.
     """
+    worker = _open(job, device, threads)
+    try:
+        yield worker
+    finally:
+        worker.close()
+
+
+def _open(job: AbstractJob, device: str, threads: int) -> AbstractWorker:
     try:
         return job.open(job.weights, 0, device, threads)
     except DisthessError:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, final
 import psutil
 import torch
 
-from disthess.execute.attempt import Failure, attempt_tile
+from disthess.execute.attempt import Failure, attempt_tile, death
 from disthess.execute.memory import PeakMemory, oom_kills
 from disthess.execute.task import AbstractWorker
 from disthess.store.layout import Tile, TileRecord
@@ -111,12 +111,7 @@ class Inquest:
     def hold(self) -> Failure:
         """Why, in a sentence, and whether memory ran out."""
         before, self._kills = self._kills, oom_kills()
-        if self._kills > before:
-            return Failure(
-                "its worker was ended because the machine ran out of memory; use fewer workers or a smaller memory budget",
-                memory=True,
-            )
-        return Failure("the process of its worker died (killed, crashed, or out of memory)")
+        return death(memory=self._kills > before)
 
 
 def _serve(connection: Connection, worker: AbstractWorker, parent: int) -> NoReturn:

@@ -7,7 +7,6 @@ longer over a tile than one alone. Processes do not. The arrays are those of a s
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import final
 
@@ -17,7 +16,7 @@ from disthess.errors import DisthessError, ExecutionError
 from disthess.execute.attempt import Failure, describe
 from disthess.execute.dispatch import Dispatcher
 from disthess.execute.events import Listener, TileDone
-from disthess.execute.executor import AbstractExecutor, RunOutcome, ended, open_worker, outcome_of, started
+from disthess.execute.executor import AbstractExecutor, RunOutcome, opened, outcome_of, reported
 from disthess.execute.forked import Child, Inquest, first_ready
 from disthess.execute.signals import StopFlag
 from disthess.execute.task import AbstractJob, AbstractWorker
@@ -45,18 +44,10 @@ class ProcessExecutor(AbstractExecutor):
 
     @override
     def run(self, job: AbstractJob, tiles: Sequence[Tile], listener: Listener, stop: StopFlag) -> RunOutcome:
-        begin = time.perf_counter()
         workers = max(1, min(self._workers, len(tiles)))
         dispatcher = Dispatcher(tiles, workers, halvings=job.halvings)
-        listener.notify(started(tiles, workers))
-        worker: AbstractWorker | None = None
-        try:
-            worker = open_worker(job, "cpu", 1)
+        with reported(dispatcher, tiles, workers, listener), opened(job, "cpu", 1) as worker:
             _Run(worker, dispatcher, listener, stop).drain(workers)
-        finally:
-            if worker is not None:
-                worker.close()
-            listener.notify(ended(dispatcher, dispatcher.queued > 0, time.perf_counter() - begin))
         return outcome_of(dispatcher, dispatcher.queued > 0)
 
 

@@ -7,7 +7,7 @@ from typing import Any, final
 
 import ray
 
-from disthess.execute.attempt import Failure
+from disthess.execute.attempt import Failure, death
 from disthess.execute.memory import oom_kills
 from disthess.execute.ray_actor import TileActor
 from disthess.store.layout import Tile
@@ -76,10 +76,7 @@ class Coroner:
         died = isinstance(error, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError)
         by_kernel, self._kills = died and kills > self._kills, kills
         if by_kernel or _names_memory(error, text):
-            return Failure(
-                "its worker was ended because the machine ran out of memory; use fewer workers or a smaller memory budget",
-                memory=True,
-            )
+            return death(memory=True)
         if isinstance(error, ray.exceptions.ActorUnavailableError):
             return Failure("its worker can no longer be reached")
         if isinstance(error, ray.exceptions.RayTaskError):
@@ -87,7 +84,7 @@ class Coroner:
         lower = text.lower()
         if "actor died because its node" in lower or ("node" in lower and "terminated" in lower):
             return Failure("the machine of its worker is gone")
-        return Failure("the process of its worker died (killed, crashed, or out of memory)")
+        return death(memory=False)
 
 
 def _names_memory(error: Exception, text: str) -> bool:

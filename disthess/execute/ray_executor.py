@@ -6,7 +6,6 @@ Ray, since only the driver knows which tile is worth another attempt.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import final
 
@@ -16,7 +15,7 @@ from typing_extensions import override
 from disthess.errors import ExecutionError
 from disthess.execute.dispatch import Dispatcher
 from disthess.execute.events import Listener
-from disthess.execute.executor import AbstractExecutor, RunOutcome, ended, outcome_of, started
+from disthess.execute.executor import AbstractExecutor, RunOutcome, outcome_of, reported
 from disthess.execute.ray_crew import Crew
 from disthess.execute.ray_drive import Drive
 from disthess.execute.ray_room import Share, actor_options
@@ -73,21 +72,17 @@ class RayExecutor(AbstractExecutor):
 
     @override
     def run(self, job: AbstractJob, tiles: Sequence[Tile], listener: Listener, stop: StopFlag) -> RunOutcome:
-        begin = time.perf_counter()
         workers = max(1, min(self._workers, len(tiles)))
         dispatcher = Dispatcher(tiles, workers, halvings=job.halvings)
-        listener.notify(started(tiles, workers))
         weights = dict(job.weights)
-        try:
-            with ray_session(self._address, workers, sum(array.nbytes for array in weights.values())) as session:
-                options = actor_options(session, self._share(session))
-                crew = Crew(options, (ray.put(job), ray.put(weights)), self._device, self._threads)
-                try:
-                    Drive(dispatcher, crew, listener, stop, self._start_seconds).run(workers)
-                finally:
-                    crew.dismiss()
-        finally:
-            listener.notify(ended(dispatcher, dispatcher.queued > 0, time.perf_counter() - begin))
+        nbytes = sum(array.nbytes for array in weights.values())
+        with reported(dispatcher, tiles, workers, listener), ray_session(self._address, workers, nbytes) as session:
+            options = actor_options(session, self._share(session))
+            crew = Crew(options, (ray.put(job), ray.put(weights)), self._device, self._threads)
+            try:
+                Drive(dispatcher, crew, listener, stop, self._start_seconds).run(workers)
+            finally:
+                crew.dismiss()
         return outcome_of(dispatcher, dispatcher.queued > 0)
 
     def _share(self, session: Session) -> Share:

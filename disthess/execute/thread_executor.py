@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import final
@@ -20,7 +19,7 @@ from disthess.errors import DisthessError
 from disthess.execute.attempt import Failure, attempt_tile
 from disthess.execute.dispatch import Dispatcher
 from disthess.execute.events import Listener, TileDone
-from disthess.execute.executor import AbstractExecutor, RunOutcome, ended, open_worker, outcome_of, started
+from disthess.execute.executor import AbstractExecutor, RunOutcome, opened, outcome_of, reported
 from disthess.execute.signals import StopFlag
 from disthess.execute.task import AbstractJob, AbstractWorker
 from disthess.store.layout import Tile, TileRecord
@@ -64,18 +63,14 @@ class ThreadExecutor(AbstractExecutor):
 
     @override
     def run(self, job: AbstractJob, tiles: Sequence[Tile], listener: Listener, stop: StopFlag) -> RunOutcome:
-        begin = time.perf_counter()
         dispatcher = Dispatcher(tiles, self._workers, max_attempts=2, halvings=job.halvings)
-        listener.notify(started(tiles, self._workers))
-        worker: AbstractWorker | None = None
-        try:
-            worker = open_worker(job, self._device, self._threads)
-            with quick_switches(), ThreadPoolExecutor(self._workers, thread_name_prefix="disthess-tile") as pool:
-                self._drain(pool, worker, dispatcher, listener, stop)
-        finally:
-            if worker is not None:
-                worker.close()
-            listener.notify(ended(dispatcher, dispatcher.queued > 0, time.perf_counter() - begin))
+        with (
+            reported(dispatcher, tiles, self._workers, listener),
+            opened(job, self._device, self._threads) as worker,
+            quick_switches(),
+            ThreadPoolExecutor(self._workers, thread_name_prefix="disthess-tile") as pool,
+        ):
+            self._drain(pool, worker, dispatcher, listener, stop)
         return outcome_of(dispatcher, dispatcher.queued > 0)
 
     def _drain(
