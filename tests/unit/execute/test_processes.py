@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import toy_job as toys
 
 import disthess
-from disthess.errors import ConfigError, ExecutionError, StoreError
+from disthess.errors import ConfigError, ExecutionError
 from disthess.execute import forked, process_executor
 from disthess.execute.events import TileDone
 from disthess.execute.process_executor import ProcessExecutor
@@ -127,39 +127,6 @@ def test_where_no_child_lives_long_all_is_given_up(tmp_path: Path) -> None:
     tries = sum(path.stat().st_size for path in tmp_path.glob("tries-*"))
     assert tries == 2 + process_executor._LOSSES
     assert "no worker is left" in outcome.failures[-1][1]
-
-
-def test_a_full_disk_ends_the_run_and_tiles_in_flight_are_finished(tmp_path: Path) -> None:
-    recorder = toys.Recorder()
-    job = toys.ToyJob(tmp_path, {0: "full", 1: "slow"})
-    with pytest.raises(StoreError, match="No space"):
-        ProcessExecutor(2).run(job, toys.make_tiles(40, 2), recorder, StopFlag())
-    assert 1 in recorder.done
-    assert recorder.end.stopped
-    assert (tmp_path / "closed-0").exists()
-
-
-def test_the_flag_stops_between_tiles(tmp_path: Path) -> None:
-    stop = StopFlag()
-
-    class Stopper(toys.Recorder):
-        def notify(self, event: Any) -> None:
-            super().notify(event)
-            if len(self.done) == 2:
-                stop.set()
-
-    outcome = ProcessExecutor(2).run(toys.ToyJob(tmp_path), toys.make_tiles(40, 2), Stopper(), stop)
-    assert outcome.stopped
-    assert 2 <= outcome.finished <= 4
-
-
-def test_a_worker_that_does_not_open_is_one_clear_error(tmp_path: Path) -> None:
-    recorder = toys.Recorder()
-    with pytest.raises(ExecutionError, match="could be opened: ValueError: no such model"):
-        ProcessExecutor(2).run(
-            toys.ToyJob(tmp_path, open_fault="no such model"), toys.make_tiles(2), recorder, StopFlag()
-        )
-    assert recorder.end.finished == 0
 
 
 def test_no_room_for_a_process_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import toy_job as toys
 
-from disthess.errors import ExecutionError, StoreError
 from disthess.execute.signals import StopFlag
 from disthess.execute.thread_executor import ThreadExecutor
 from disthess.store.layout import Tile, TileRecord
@@ -54,40 +53,6 @@ def test_a_tile_is_tried_twice_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert sorted(recorder.done) == [1, 3, 4, 5]
     assert [tile for tile, _ in outcome.failures] == [0, 2]
     assert (recorder.end.finished, recorder.end.failed, recorder.end.stopped) == (4, 2, False)
-
-
-def test_a_full_disk_ends_the_run_and_tiles_in_flight_are_finished(tmp_path: Path) -> None:
-    recorder = toys.Recorder()
-    job = toys.ToyJob(tmp_path, {0: "full", 1: "slow"})
-    with pytest.raises(StoreError, match="No space"):
-        ThreadExecutor(2).run(job, toys.make_tiles(40, 2), recorder, StopFlag())
-    assert 1 in recorder.done
-    assert recorder.end.stopped
-    assert (tmp_path / "closed-0").exists()
-
-
-def test_the_flag_stops_between_tiles(tmp_path: Path) -> None:
-    stop = StopFlag()
-
-    class Stopper(toys.Recorder):
-        def notify(self, event: object) -> None:
-            super().notify(event)
-            if len(self.done) == 2:
-                stop.set()
-
-    recorder = Stopper()
-    outcome = ThreadExecutor(2).run(toys.ToyJob(tmp_path), toys.make_tiles(40, 2), recorder, stop)
-    assert outcome.stopped
-    assert 2 <= outcome.finished <= 4
-
-
-def test_a_worker_that_does_not_open_is_one_clear_error(tmp_path: Path) -> None:
-    recorder = toys.Recorder()
-    with pytest.raises(ExecutionError, match="could be opened: ValueError: no such model"):
-        ThreadExecutor(2).run(
-            toys.ToyJob(tmp_path, open_fault="no such model"), toys.make_tiles(2), recorder, StopFlag()
-        )
-    assert recorder.end.finished == 0
 
 
 def test_threads_of_linear_algebra_are_put_back() -> None:
