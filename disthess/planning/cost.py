@@ -121,13 +121,13 @@ def _own_block(
     if sweep is None or plan.basis != "output":
         return 0
     rows, whole, total = sweep.rows, cost.units - own.first, 0
-    alone = _columns(units, cost.units, own, 1) if rows > 1 else units.size * whole
+    alone = _columns(units, cost.units, own, 1) if sweep.layer_rows > 1 else units.size * whole
     for wave in sweep.reverse:
         if wave.part not in parts:
             continue
         for samples in _pieces(run.samples, plan.samples):
             if wave.own:
-                total += samples * rows * alone * _own(rows, plan.unit_rows)
+                total += samples * rows * alone * _own(sweep.layer_rows, plan.unit_rows)
             if wave.shared != SharedWork():
                 group = max(1, CACHE_BYTES // max(1, rows * samples * cost.rows * workload.dtype_bytes))
                 formed = sum(_columns(block, cost.units, own, group) for block in plan.blocks(units))

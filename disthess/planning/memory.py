@@ -44,6 +44,8 @@ def tile_memory_bytes(
     if plan.basis == "output":
         sweep += tangents * plan.samples * cost.kept_entries * item
         forming = 4 * max(CACHE_BYTES, plan.samples * cost.unit_tangents * cost.columns * item)
+        if cost.pooled:
+            forming += 2 * tangents * plan.samples * plan.unit_rows * item
         if cost.unit_tangents == 1:
             # Blocks are summed in the order in which products leave them, and put in place once, at the end.
             forming += buffers

@@ -97,14 +97,17 @@ class SweepWork:
     Attributes:
         forward: Forward tangents.
         reverse: One wave per part.
-        rows: Rows of one sample at the source's output: tangents per unit (output basis; else 1).
+        rows: Tangents per unit and sample (output basis; else 1): rows of one sample at the source's output, or places that they
+            are pooled to.
+        layer_rows: Rows of one sample at the source's output.
     """
 
     forward: Work
     reverse: tuple[ReverseWork, ...]
     rows: int = 1
+    layer_rows: int = 1
 
     def __add__(self, other: SweepWork) -> SweepWork:
         """One after the other, from uses of one source: of the same rows."""
         waves = tuple(mine + its for mine, its in zip(self.reverse, other.reverse, strict=True))
-        return SweepWork(self.forward + other.forward, waves, self.rows)
+        return SweepWork(self.forward + other.forward, waves, self.rows, self.layer_rows)

@@ -25,7 +25,7 @@ class SourceCost:
         units: Output units, 0 where there is no output basis; entries of an activation.
         unit_rows: Inputs of the layer (rows per output unit), 0 where there is no output basis; of an activation, samples that
             its rows are kept for.
-        unit_tangents: Rows of one sample at the output; an output unit takes that many tangents.
+        unit_tangents: Tangents that an output unit takes: rows of one sample at the output, or places that they are pooled to.
         propagation: Forward pass and reverse wave, without what is done at target leaves.
         summed_targets: Cotangents of all target leaves, summed over samples (parameter basis).
         apart_targets: Per-sample rows of all target leaves (output basis).
@@ -61,6 +61,12 @@ class SourceCost:
     table_width: int = 0
     readers: tuple[tuple[int, ...], ...] = ()
     kept_entries: int = 0
+
+    @property
+    def pooled(self) -> bool:
+        """Whether rows of its output are pooled to fewer before tangents start (output basis)."""
+        works = [work for basis, found in self.sweeps if basis == "output" for work in found]
+        return any(work.layer_rows > work.rows for work in works)
 
     def sweep(self, basis: Basis, graph: int) -> SweepWork | None:
         """Matrix products of a sweep on one of the graphs, or None where they were not counted."""

@@ -214,6 +214,13 @@ class AbstractRule(abc.ABC):
         last = stack.movedim(axis if axis < 0 else axis + 1, -1)
         return rows_by_sample(last, call.batch, call.samples, lead=1)
 
+    def keeps_apart(self, call: Call, axis: int) -> int | None:
+        """Where an operation of one tensor leaves places along an axis of it, none of which meets another; None if they may meet.
+
+        Entries of the output at place c of the axis returned are functions of the input's at place c of ``axis`` alone.
+        """
+        return None
+
     def entry_multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
         """Multiply-adds of applying D to one tangent that are done entry by entry, from input shapes and output shape.
 

@@ -50,6 +50,10 @@ class ElementwiseRule(AbstractRule):
             total = tangents[0] * bend if total is None else total.addcmul_(tangents[0], bend)
         return {} if total is None else {0: total}
 
+    @override
+    def keeps_apart(self, call: Call, axis: int) -> int | None:
+        return axis
+
     def _slope(self, call: Call) -> Tensor:
         return call.once("slope", lambda: self._first(call, call.inputs[0], call.output))
 

@@ -61,9 +61,16 @@ class GenericRule(AbstractRule):
 
 @final
 class LinearMapRule(AbstractRule):
-    """An operation that is linear in its tensors taken together: S is zero."""
+    """An operation that is linear in its tensors taken together: S is zero.
 
-    __slots__ = ()
+    Args:
+        axes: Of an operation of one tensor that works on its last axes alone and leaves them where they are, how many.
+    """
+
+    __slots__ = ("_axes",)
+
+    def __init__(self, axes: int | None = None) -> None:
+        self._axes = axes
 
     @override
     def tangent(self, call: Call, tangents: Stacks) -> Stack:
@@ -78,6 +85,10 @@ class LinearMapRule(AbstractRule):
             return {}
         point = [call.inputs[slot] for slot in wanted]
         return dict(zip(wanted, pull(_restricted(call, wanted), point, [cotangent]), strict=True))
+
+    @override
+    def keeps_apart(self, call: Call, axis: int) -> int | None:
+        return axis if self._axes is not None and axis < call.inputs[0].ndim - self._axes else None
 
 
 def pull(

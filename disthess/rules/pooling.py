@@ -45,6 +45,10 @@ class MaxPoolRule(AbstractRule):
         whole.scatter_add_(-1, index.expand(flat.shape[0], *index.shape), flat)
         return {0: whole.reshape(cotangent.shape[0], *shape)}
 
+    @override
+    def keeps_apart(self, call: Call, axis: int) -> int | None:
+        return axis if axis < call.inputs[0].ndim - self._axes else None
+
     def _index(self, call: Call) -> Tensor:
         """Position of the entry taken, in the flattened spatial axes."""
         return call.once("index", lambda: self._found(call))
@@ -69,10 +73,10 @@ def rules() -> dict[str, AbstractRule]:
     return {
         "aten.max_pool1d.default": MaxPoolRule(1),
         "aten.max_pool2d.default": MaxPoolRule(2),
-        "aten.avg_pool1d.default": LinearMapRule(),
-        "aten.avg_pool2d.default": LinearMapRule(),
-        "aten.avg_pool3d.default": LinearMapRule(),
-        "aten.adaptive_avg_pool1d.default": LinearMapRule(),
-        "aten.adaptive_avg_pool2d.default": LinearMapRule(),
-        "aten._adaptive_avg_pool2d.default": LinearMapRule(),
+        "aten.avg_pool1d.default": LinearMapRule(axes=1),
+        "aten.avg_pool2d.default": LinearMapRule(axes=2),
+        "aten.avg_pool3d.default": LinearMapRule(axes=3),
+        "aten.adaptive_avg_pool1d.default": LinearMapRule(axes=1),
+        "aten.adaptive_avg_pool2d.default": LinearMapRule(axes=2),
+        "aten._adaptive_avg_pool2d.default": LinearMapRule(axes=2),
     }

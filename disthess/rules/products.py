@@ -50,12 +50,13 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def add_products(totals: Tensor, left: Tensor, rights: Tensor) -> None:
-    """``totals[u] += left rights[u]`` in place: ``[u, m, n]``, ``[m, k]`` by ``[u, k, n]``."""
-    if _gains(left, rights[0]):
-        for total, right in zip(totals, rights, strict=True):
-            add_product(total, left, right)
+    """``totals[u] += left rights[u]`` in place: ``[u, m, n]``, ``[m, k]`` (or one for each u) by ``[u, k, n]``."""
+    lefts = left.expand(len(totals), -1, -1)
+    if _gains(lefts[0], rights[0]):
+        for total, one, right in zip(totals, lefts, rights, strict=True):
+            add_product(total, one, right)
     else:
-        torch.baddbmm(totals, left.expand(len(totals), -1, -1), rights, out=totals)
+        torch.baddbmm(totals, lefts, rights, out=totals)
 
 
 def _gains(left: Tensor, right: Tensor) -> bool:

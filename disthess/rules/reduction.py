@@ -42,6 +42,13 @@ class SumRule(AbstractRule):
         return {0: spread.expand(-1, *call.inputs[0].shape)}
 
     @override
+    def keeps_apart(self, call: Call, axis: int) -> int | None:
+        summed = _axes(call)
+        if axis in summed:
+            return None
+        return axis if _keeps(call) else axis - sum(other < axis for other in summed)
+
+    @override
     def entry_multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
         count = 1
         for size in shapes[0]:

@@ -20,8 +20,8 @@ from disthess.rules.table import rule_for
 from disthess.sweep.tally import OutputSource, SweepTally
 from disthess.types import Part
 
-OutputBasis = tuple[int, int, int]
-"""(units, unit_rows, rows per sample) of an output basis; zeros where there is none."""
+OutputBasis = tuple[int, int, int, int]
+"""(units, unit_rows, tangents of a unit and sample, rows of a sample) of an output basis; zeros where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,9 @@ class GraphCounter:
             found.add(self._tally.source_rows(node.index, leaf.index) if usable else None)
         rows = found.pop()
         if rows is None or found or (len(leaves) > 1 and rows[0] * len(leaves) > rows[1]):
-            return 0, 0, 0
-        return leaves[0].shape[0], rows[1], rows[0]
+            return 0, 0, 0, 0
+        pooling = self._tally.pooling(leaves, self._consumer[leaves[0].index].index, self.targets(errand))
+        return leaves[0].shape[0], rows[1], rows[0] if pooling is None else pooling.places, rows[0]
 
     def parameter_sweep(self, errand: Errand) -> SweepWork:
         """Matrix products from unit vectors of the parameter."""
@@ -98,15 +99,17 @@ class GraphCounter:
 
     def output_sweep(self, errand: Errand, basis: OutputBasis) -> SweepWork:
         """Those from the output of every use, and back from its inputs."""
-        targets = self.targets(errand)
+        targets, leaves = self.targets(errand), self.leaves(errand)
         uses = Counter(node.op for node in targets)
         shared = frozenset(node.index for node in targets if uses[node.op] > 1 and not errand.apart)
         found = []
-        for leaf in self.leaves(errand):
-            node = self._consumer[leaf.index]
-            rows = self._tally.source_rows(node.index, leaf.index)
-            source = OutputSource(node.index, leaf.index, basis[1], rows[0] if rows is not None else basis[2], shared)
-            found += [self._tally.sweep([node.index], targets, source), self._tally.back(targets, source)]
+        for leaf in leaves:
+            index = self._consumer[leaf.index].index
+            rows = self._tally.source_rows(index, leaf.index)
+            pooling = self._tally.pooling(leaves, index, targets)
+            count = rows[0] if rows is not None else basis[3]
+            source = OutputSource(index, leaf.index, basis[1], count, shared, pooling)
+            found += [self._tally.sweep([source.start], targets, source), self._tally.back(targets, source)]
         return functools.reduce(operator.add, found) if found else self._nothing()
 
     def _nothing(self) -> SweepWork:
@@ -117,7 +120,7 @@ class GraphCounter:
         nodes = [node for node in self.graph.nodes if node.asked and node.name in targets]
         source = [node for node in nodes if node.name == name]
         entries = _size(source[0]) // self._per
-        cost = self._count(activation_source(name), name, source, nodes, (entries, samples, 1))
+        cost = self._count(activation_source(name), name, source, nodes, (entries, samples, 1, 1))
         return dataclasses.replace(cost, uses=(), rows=entries * samples)
 
     def activation_sweep(self, name: str, targets: frozenset[str]) -> SweepWork:
@@ -168,7 +171,7 @@ class GraphCounter:
             summed_targets=-(-summed // per),
             apart_targets=-(-apart // per),
             columns=sum(_size(node) for node in targets),
-            diagonal=basis[2] == 1 and len(leaves) == 1,
+            diagonal=basis[3] == 1 and len(leaves) == 1,
             tangent_entries=-(
                 -sum(_size(graph.nodes[index]) for index in reached if graph.nodes[index].region != "total") // per
             ),

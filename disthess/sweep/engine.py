@@ -27,8 +27,9 @@ from disthess.sweep.abstract import AbstractEngine
 from disthess.sweep.activation import ActivationSink, Place, activation_targets, unit_activations
 from disthess.sweep.buffers import AbstractWindow, Buffers, Window
 from disthess.sweep.frame import Frame
-from disthess.sweep.outputs import Wanted, sweep_back, sweep_outputs
+from disthess.sweep.outputs import Wanted, add_bends, pooling_of, sweep_back, sweep_outputs
 from disthess.sweep.panel import ParameterSink
+from disthess.sweep.pooled import Pooling
 from disthess.sweep.primal import Primal
 from disthess.sweep.rows import Targets
 from disthess.sweep.wave import forward, reverse
@@ -61,6 +62,7 @@ class GraphEngine(AbstractEngine):
         self._sources = sources
         self._frames: dict[tuple[int, int, int], Frame] = {}
         self._ways: dict[tuple[int, str], tuple[int, ...]] = {}
+        self._poolings: dict[tuple[int, str], Pooling | None] = {}
         self._readers: dict[tuple[int, str], tuple[tuple[int, ...], ...]] = {}
 
     @override
@@ -123,10 +125,22 @@ class GraphEngine(AbstractEngine):
             for leaf in source_leaves(primal.graph, plan.source, plan.parameter):
                 for frame in self._microbatches(number, plan):
                     sweep_back(frame, leaf, wanted, units, plan.stack, buffers)
+                    add_bends(frame, leaf, wanted, units, plan.stack, buffers)
 
     def _wanted(self, number: int, plan: SourcePlan, panels: Sequence[PanelSpec], own: OwnColumns) -> Wanted:
         targets = dataclasses.replace(_targets(self._primals[number].graph, panels), own_key=plan.parameter, own=own)
-        return Wanted(targets, self._passed(number, plan.source, targets.keys))
+        passed = self._passed(number, plan.source, targets.keys)
+        return Wanted(targets, passed, self._pooling(number, plan, passed))
+
+    def _pooling(self, number: int, plan: SourcePlan, passed: Sequence[int]) -> Pooling | None:
+        key, primal = (number, plan.source), self._primals[number]
+        if plan.basis != "output":
+            return None
+        if key not in self._poolings:
+            leaves = source_leaves(primal.graph, plan.source, plan.parameter)
+            frame = next(self._microbatches(number, plan))
+            self._poolings[key] = pooling_of(frame, leaves, passed)
+        return self._poolings[key]
 
     def _activation_block(self, plan: SourcePlan, panels: Sequence[PanelSpec], block: Span, windows: Windows) -> None:
         before = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from disthess.rules.base import Stack
 from disthess.sweep.buffers import AbstractWindow
 from disthess.sweep.frame import Frame
 from disthess.sweep.panel import InputSink, OutputSink, SweptLayer
+from disthess.sweep.pooled import Pooling, bends, pooled_inputs, pooling_behind, start_places
 from disthess.sweep.rows import Targets
 from disthess.sweep.wave import forward, keeps_curvature, reverse
 from disthess.types import Part, Span
@@ -26,10 +27,32 @@ class Wanted:
     Attributes:
         targets: The leaves.
         passed: Nodes on the way to them, from the loss down.
+        pooling: What the source's outputs pass through before tangents start (output basis), or None.
     """
 
     targets: Targets
     passed: tuple[int, ...]
+    pooling: Pooling | None = None
+
+
+def pooling_of(frame: Frame, leaves: Sequence[int], passed: Collection[int]) -> Pooling | None:
+    """What the outputs of a source pass through before its tangents start.
+
+    Args:
+        frame: Any microbatch.
+        leaves: The source's.
+        passed: Nodes on the way to its targets.
+    """
+    if len(leaves) != 1:
+        return None
+    index, _ = consumer(frame.primal.graph, leaves[0])
+    layer = (index, leaves[0], frame.rule(index).source_axis)
+    return pooling_behind(
+        frame.primal.graph,
+        layer,
+        frozenset(passed),
+        lambda node, axis: frame.rule(node).keeps_apart(frame.call(node), axis),
+    )
 
 
 def sweep_outputs(frame: Frame, leaf: int, wanted: Wanted, block: Span, windows: Mapping[Part, AbstractWindow]) -> None:
@@ -52,9 +75,15 @@ def sweep_outputs(frame: Frame, leaf: int, wanted: Wanted, block: Span, windows:
         raise GraphError(
             f"{frame.node(index).name} has no output basis for {frame.node(leaf).op}; this is a planning fault."
         )
-    places = rule.source_outputs(call, _numbers(call.output)[None])[0]
-    tangents = forward(frame, {index: _unit_vectors(call.output, places, block)})
-    layer = SweptLayer(index, leaf, inputs, block)
+    pooling = wanted.pooling
+    if pooling is None:
+        places = rule.source_outputs(call, _numbers(call.output)[None])[0]
+        tangents = forward(frame, {index: _unit_vectors(call.output, places, block)})
+        layer = SweptLayer(index, leaf, inputs, block)
+    else:
+        seeds = _unit_vectors(frame.value(pooling.start), start_places(frame, pooling), block)
+        tangents = forward(frame, {pooling.start: seeds})
+        layer = SweptLayer(index, leaf, inputs, block, pooled_inputs(frame, index, pooling, inputs, block))
     for part, window in windows.items():
         reverse(frame, tangents, part, wanted.passed, OutputSink(wanted.targets, window, layer))
 
@@ -86,6 +115,39 @@ def sweep_back(
         for part in [part for part in buffers if keeps_curvature(frame, frame.node(index), part)]:
             sink = InputSink(wanted.targets, buffers[part], deltas, block, width)
             reverse(frame, {}, part, wanted.passed, sink, seeds)
+
+
+def add_bends(
+    frame: Frame, leaf: int, wanted: Wanted, units: Span, stack: int, buffers: Mapping[Part, AbstractWindow]
+) -> None:
+    """Add what bends between a layer's outputs and where tangents start.
+
+    Args:
+        frame: The microbatch.
+        leaf: The use of the weight.
+        wanted: The targets.
+        units: All those whose rows are summed.
+        stack: Inputs at a time.
+        buffers: The sums, by part.
+    """
+    index, slot = consumer(frame.primal.graph, leaf)
+    inputs, pooling = frame.rule(index).source_rows(frame.call(index), slot), wanted.pooling
+    if inputs is None or pooling is None:
+        return
+    width, numbers = inputs.shape[2], torch.arange(units.size, device=inputs.device)
+    by_row = inputs.flatten(0, 1)
+    for part, buffer in buffers.items():
+        for start in range(0, width, stack):
+            some = slice(start, min(start + stack, width))
+            curvature = bends(frame, index, pooling, part, inputs[..., some])
+            if curvature is None:
+                break
+            moved = curvature[..., units.start : units.stop].permute(3, 0, 1, 2).flatten(2)  # [U, J, n R]
+            for target in {ref for ref in frame.slots(index) if ref in wanted.targets.keys}:
+                sums = buffer.take(wanted.targets.block(target)).view(units.size, width, -1)[:, some]
+                found = moved @ by_row if target == leaf else moved.sum(2, keepdim=True)
+                own = sums.unflatten(2, (-1, found.shape[2]))
+                own[numbers, :, units.start + numbers] += found
 
 
 def consumer(graph: Graph, leaf: int) -> tuple[int, int]:

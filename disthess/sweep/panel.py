@@ -48,12 +48,25 @@ class SweptLayer:
         leaf: The source's leaf.
         inputs: Its rows ``x``, ``[n, R, i]``.
         units: The units (the stack is units x R tangents, unit-major).
+        pooled: Where tangents start behind a pooling (`disthess.sweep.pooled`): what rows are multiplied by in place of x,
+            ``[U, n, places, i]``, and the stack is units x places tangents.
     """
 
     index: int
     leaf: int
     inputs: Tensor
     units: Span
+    pooled: Tensor | None = None
+
+    @property
+    def one_row(self) -> bool:
+        """Whether it meets one row a sample."""
+        return self.inputs.shape[1] == 1
+
+    @property
+    def multipliers(self) -> Tensor:
+        """What rows are multiplied by."""
+        return self.inputs if self.pooled is None else self.pooled
 
 
 @final
@@ -85,7 +98,7 @@ class OutputSink(AbstractRowsSink):
     """
 
     def __init__(self, targets: Targets, window: AbstractWindow, layer: SweptLayer) -> None:
-        super().__init__(targets, layer.inputs, layer.units.size)
+        super().__init__(targets, layer.multipliers, layer.units.size)
         self._window = window
         self._layer = layer
 
@@ -105,10 +118,10 @@ class OutputSink(AbstractRowsSink):
     def _without_rows(
         self, frame: Frame, index: int, call: Call, slot: int, cotangent: Stack | None, tangents: Mapping[int, Stack]
     ) -> bool:
-        leaf, rule = frame.slots(index)[slot], frame.rule(index)
-        if leaf == self._layer.leaf and cotangent is not None:
+        leaf, rule, layer = frame.slots(index)[slot], frame.rule(index), self._layer
+        if leaf == layer.leaf and cotangent is not None:
             curvature = rule.source_outputs(call, cotangent)
-            if self._rows == 1:
+            if layer.one_row:
                 self._add_symmetric(leaf, curvature[..., self._targets.own.first :])
             else:
                 self._add_own_block(leaf, curvature)
@@ -121,7 +134,7 @@ class OutputSink(AbstractRowsSink):
 
     def _pays(self, thin: ThinRows, frame: Frame, index: int, tangents: Mapping[int, Stack]) -> bool:
         """Whether to do without rows."""
-        if self._rows == 1:
+        if self._layer.one_row:
             return keeps_units(frame.primal.graph, self._layer.index, _places(frame, index, tangents))
         shape = (thin.deltas.shape[1], thin.inputs.shape[1])
         return contracts_first(self._rows, self._width, shape, thin.bent is not None, thin.moved is not None)
@@ -129,9 +142,9 @@ class OutputSink(AbstractRowsSink):
     def _add_thin(self, leaf: int, thin: ThinRows) -> None:
         """`disthess.sweep.thin`."""
         key, size, outputs = self._targets.keys[leaf], self._targets.sizes[leaf], thin.deltas.shape[1]
-        if self._rows > 1:
+        if not self._layer.one_row:
             block = self._sums(leaf).view(self._units, self._width, outputs, size // outputs)
-            add_first(block, thin, self._layer.inputs)
+            add_first(block, thin, self._layer.multipliers)
             return
         if thin.bent is not None:
             sums = self._window.take(Swapped(key, size, self._width, outputs))
@@ -144,12 +157,12 @@ class OutputSink(AbstractRowsSink):
         """``sum_(n, r, s) x[n, r, j] Hzz[(o, r), n, s, a] x[n, s, b]`` from ``Hzz``, ``[K, n, R, a]``."""
         inputs = self._layer.inputs
         block = self._sums(leaf)
-        by_sample = inputs.reshape(-1, self._width).T
+        by_sample = self._layer.multipliers.flatten(-3, -2).transpose(-1, -2).expand(self._units, -1, -1)
         bent = curvature.unflatten(0, (self._units, self._rows)).permute(0, 2, 1, 4, 3)  # [u, n, r, a, s]
         for unit, each in enumerate(bent):
             skip = self._left_out(slice(unit, unit + 1))
-            rows = torch.bmm(each[:, :, skip:].flatten(1, 2), inputs).view(by_sample.shape[1], -1)
-            add_product(block[unit, :, skip * self._width :], by_sample, rows)
+            rows = torch.bmm(each[:, :, skip:].flatten(1, 2), inputs).view(by_sample.shape[2], -1)
+            add_product(block[unit, :, skip * self._width :], by_sample[unit], rows)
 
     def _add_symmetric(self, leaf: int, curvature: Stack) -> None:
         """``sum_n Hzz[o, n, a] x[j, n] x[b, n]`` for the pairs ``j <= b``; the buffers unfold it once, at the end."""

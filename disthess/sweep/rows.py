@@ -1,8 +1,8 @@
 """Per-sample rows of target leaves, formed piece by piece, and multiplied by what a sink multiplies them by.
 
-For units u of R tangents each, rows ``M[u, (r, n), :]`` and multipliers ``x[j, (r, n)]`` a sink adds ``sum_(r, n) x[j, (r, n)]
-M[u, (r, n), :]`` to its sums. Rows of a parameter that is used several times are added up over its uses before they are multiplied:
-the products are what costs.
+For units u of R tangents each, rows ``M[u, (r, n), :]`` and multipliers ``x[j, (r, n)]`` (or ``x[u, j, (r, n)]``) a sink adds
+``sum_(r, n) x[j, (r, n)] M[u, (r, n), :]`` to its sums. Rows of a parameter that is used several times are added up over its uses
+before they are multiplied: the products are what costs.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ class AbstractRowsSink(AbstractSink):
 
     Args:
         targets: The targets.
-        multipliers: ``x``, ``[n, R, j]``.
+        multipliers: ``x``, ``[n, R, j]``, or ``[units, n, R, j]``.
         units: Their number: the stack is units x R tangents, unit by unit.
     """
 
     def __init__(self, targets: Targets, multipliers: Tensor, units: int) -> None:
         self._targets = targets
-        self._samples, self._rows, self._width = multipliers.shape
-        self._multipliers = multipliers.permute(2, 1, 0).reshape(self._width, -1).contiguous()
+        self._samples, self._rows, self._width = multipliers.shape[-3:]
+        self._multipliers = multipliers.transpose(-3, -1).flatten(-2).contiguous()
         self._units = units
         self._kept: dict[str, tuple[int, list[_Kept]]] = {}
 
@@ -142,4 +142,5 @@ class AbstractRowsSink(AbstractSink):
         count = units.stop - units.start
         each = rows.reshape(count, self._rows * self._samples, -1)
         sums = self._sums(leaf)[units]
-        add_products(sums[..., sums.shape[-1] - each.shape[-1] :], self._multipliers, each)
+        left = self._multipliers if self._multipliers.ndim == 2 else self._multipliers[units]
+        add_products(sums[..., sums.shape[-1] - each.shape[-1] :], left, each)

@@ -20,6 +20,7 @@ from disthess.rules.base import Units
 from disthess.rules.outer import outer_multiply_adds
 from disthess.rules.table import rule_for
 from disthess.sweep.meter import RuleMeter
+from disthess.sweep.pooled import Pooling, pooling_behind
 from disthess.sweep.thin import contracts_first, first_multiply_adds, keeps_units
 from disthess.sweep.wave import AbstractSink, forward, keeps_curvature, reverse
 from disthess.types import PARTS, Part
@@ -60,6 +61,7 @@ class OutputSource:
         width: Inputs of the layer.
         rows: Rows of one sample at its output.
         shared: Target leaves whose rows add up with those of other leaves.
+        pooling: What its outputs pass through before tangents start, or None.
     """
 
     index: int
@@ -67,6 +69,17 @@ class OutputSource:
     width: int
     rows: int
     shared: frozenset[int] = frozenset()
+    pooling: Pooling | None = None
+
+    @property
+    def start(self) -> int:
+        """Where tangents start."""
+        return self.index if self.pooling is None else self.pooling.start
+
+    @property
+    def tangents(self) -> int:
+        """Of a unit and sample."""
+        return self.rows if self.pooling is None else self.pooling.places
 
 
 @final
@@ -102,11 +115,30 @@ class SweepTally:
         for part in self.parts:
             first = self._wave(tangents, part, passed, source, True)
             later = self._wave(tangents, part, passed, source, False) if self._shared else first
-            repeated = tuple(first.repeated)
-            waves.append(
-                ReverseWork(part, first.work, later.work, repeated, first.own, first.per_unit, shared=first.shared)
-            )
-        return SweepWork(ahead.work, tuple(waves), source.rows if source is not None else 1)
+            repeated, per_unit = tuple(first.repeated), first.per_unit + self._bends(source, part)
+            waves.append(ReverseWork(part, first.work, later.work, repeated, first.own, per_unit, shared=first.shared))
+        if source is None:
+            return SweepWork(ahead.work, tuple(waves))
+        if source.pooling is not None:
+            ahead.work += Work(per_pair=source.rows * source.width)
+        return SweepWork(ahead.work, tuple(waves), source.tangents, source.rows)
+
+    def _bends(self, source: OutputSource | None, part: Part) -> int:
+        """What `disthess.sweep.pooled.bends` is multiplied by, per unit and sample."""
+        if source is None or source.pooling is None:
+            return 0
+        frame = self._frame(Tally(), True)
+        kept = [node for node in source.pooling.nodes if keeps_curvature(frame, frame.node(node), part)]
+        bent = any(self._meter.cotangent(node, False, (0,), (0,))[1] for node in kept)
+        return source.rows * source.width**2 if bent else 0
+
+    def pooling(self, leaves: Sequence[Node], index: int, targets: Sequence[Node]) -> Pooling | None:
+        """What the outputs of a source pass through before its tangents start."""
+        if len(leaves) != 1:
+            return None
+        passed = frozenset(leading_to(self._graph, [node.index for node in targets]))
+        layer = (index, leaves[0].index, rule_for(self._graph.nodes[index].op).source_axis)
+        return pooling_behind(self._graph, layer, passed, self._meter.keeps_apart)
 
     def back(self, targets: Sequence[Node], source: OutputSource) -> SweepWork:
         """The waves from the source's inputs back to what they depend on, ``delta`` times their rows included."""
@@ -121,7 +153,7 @@ class SweepTally:
             waves.append(
                 ReverseWork(part, Work(), Work(), per_unit=tally.per_unit, back=tally.work, shared=tally.shared)
             )
-        return SweepWork(Work(), tuple(waves), source.rows)
+        return SweepWork(Work(), tuple(waves), source.tangents, source.rows)
 
     def source_rows(self, index: int, leaf: int) -> tuple[int, int] | None:
         """Rows of a sample and inputs of a node that a leaf enters once, as an output basis wants it; else None."""
@@ -275,7 +307,7 @@ class _TallySink(AbstractSink):
             if source.rows == 1 and keeps_units(self._graph, source.index, readings):
                 self._multiply_thin(leaf, bent, moved)
                 return True
-            thin = (source.rows, source.width, (shape[0], shape[1]), bent, moved)
+            thin = (source.tangents, source.width, (shape[0], shape[1]), bent, moved)
             if source.rows > 1 and contracts_first(*thin):
                 self._tally.per_unit += first_multiply_adds(*thin)
                 return True

@@ -95,7 +95,7 @@ def add_first(block: Tensor, thin: ThinRows, rows: Tensor) -> None:
     Args:
         block: ``[U, j, a, b]``.
         thin: The target's vectors; stacks of U R tangents, unit by unit.
-        rows: ``x``, ``[n, R, j]``.
+        rows: ``x``, ``[n, R, j]``, or ``[U, n, R, j]``.
     """
     if thin.bent is not None:
         _add_first(block, thin.bent, thin.inputs, rows)
@@ -106,14 +106,14 @@ def add_first(block: Tensor, thin: ThinRows, rows: Tensor) -> None:
 def _add_first(block: Tensor, stack: Stack, others: Tensor, rows: Tensor) -> None:
     """``block[u, j, a, b] += sum_n (sum_r x[n, r, j] stack[(u, r), n, a]) others[n, b]``."""
     count, width, size, _ = block.shape
-    samples = len(rows)
+    samples = rows.shape[-3]
     by_sample = stack.unflatten(0, (count, -1)).permute(2, 0, 3, 1).contiguous()
     step = max(1, CACHE_BYTES // max(1, samples * size * stack.element_size()))
     for start in range(0, width, step):
-        inputs = rows[:, :, start : start + step]
+        inputs = rows[..., start : start + step].expand(count, -1, -1, -1)
         for unit in range(count):
             # One product a sample: tangents of a by the source's inputs j.
-            met = torch.bmm(by_sample[:, unit], inputs).view(samples, -1)
+            met = torch.bmm(by_sample[:, unit], inputs[unit]).view(samples, -1)
             found = product(others.T, met).view(len(others.T), size, -1)
             block[unit, start : start + step] += found.permute(2, 1, 0)
 

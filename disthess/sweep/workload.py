@@ -71,7 +71,7 @@ class SourceCounter:
         bases = [counter.output_basis(errand) for counter in used]
         # Rows of a sample may differ from graph to graph, the layer's inputs and outputs do not.
         if len({basis[:2] for basis in bases}) > 1:
-            bases = [(0, 0, 0)] * len(used)
+            bases = [(0, 0, 0, 0)] * len(used)
         counted = [counter.count(errand, basis) for counter, basis in zip(used, bases, strict=True)]
         by_parameter = tuple(counter.parameter_sweep(errand) for counter in self._counters)
         sweeps: Sweeps = (("parameter", by_parameter),)

@@ -61,13 +61,21 @@ def test_the_own_block_takes_pairs_of_inputs_and_leaves_columns_out() -> None:
 
 
 def test_units_of_several_rows_take_the_columns_from_their_own_on() -> None:
-    cost = source(SweepWork(Work(), (ReverseWork("hessian", Work(), Work(), own=True),), rows=5))
+    cost = source(SweepWork(Work(), (ReverseWork("hessian", Work(), Work(), own=True),), rows=5, layer_rows=5))
     plan = SourcePlan("w", "w", ("w@fc",), "output", 4, 10, 3)
     each = 10 * 5 * 3 * (5 + 3)
     assert tile_cost(cost, plan, Span(0, 12), OwnColumns(), workload(), ("hessian",)).products == each * 4 * 4
     upper = tile_cost(cost, plan, Span(0, 12), OwnColumns(0, True), workload(), ("hessian",))
     assert upper.products == each * (4 + 3 + 2 + 1)
     assert tile_cost(cost, plan, Span(6, 12), OwnColumns(2, True), workload(), ("hessian",)).products == each * (2 + 1)
+
+
+def test_rows_pooled_to_fewer_places_take_fewer_tangents() -> None:
+    wave = ReverseWork("hessian", Work(per_pair=7), Work(per_pair=7), own=True)
+    cost = source(SweepWork(Work(), (wave,), rows=2, layer_rows=5))
+    plan = SourcePlan("w", "w", ("w@fc",), "output", 4, 10, 3)
+    found = tile_cost(cost, plan, Span(0, 12), OwnColumns(), workload(), ("hessian",)).products
+    assert found == 10 * 4 * 2 * 7 + 10 * 2 * 3 * (5 + 3) * 4 * 4
 
 
 def test_the_own_block_of_several_uses_is_formed_group_by_group(monkeypatch: pytest.MonkeyPatch) -> None:
