@@ -81,6 +81,10 @@ class BinaryRule(AbstractRule):
             rows = part if rows is None else rows + part
         return rows
 
+    @override
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
+        return axis if call.inputs[slot].shape == call.output.shape else None
+
     def _whole(
         self, call: Call, cotangent: Stack | None, tangents: Stacks, wanted: tuple[int, ...]
     ) -> list[tuple[int, Stack]]:

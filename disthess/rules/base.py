@@ -214,10 +214,10 @@ class AbstractRule(abc.ABC):
         last = stack.movedim(axis if axis < 0 else axis + 1, -1)
         return rows_by_sample(last, call.batch, call.samples, lead=1)
 
-    def keeps_apart(self, call: Call, axis: int) -> int | None:
-        """Where an operation of one tensor leaves places along an axis of it, none of which meets another; None if they may meet.
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
+        """Where places along an axis of an input end up, if none of them meets another; None if they may.
 
-        Entries of the output at place c of the axis returned are functions of the input's at place c of ``axis`` alone.
+        Entries of the output at place c of the axis returned depend, of that input, on entries at place c of ``axis`` alone.
         """
         return None
 

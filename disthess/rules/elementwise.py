@@ -51,7 +51,7 @@ class ElementwiseRule(AbstractRule):
         return {} if total is None else {0: total}
 
     @override
-    def keeps_apart(self, call: Call, axis: int) -> int | None:
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
         return axis
 
     def _slope(self, call: Call) -> Tensor:

@@ -87,7 +87,7 @@ class LinearMapRule(AbstractRule):
         return dict(zip(wanted, pull(_restricted(call, wanted), point, [cotangent]), strict=True))
 
     @override
-    def keeps_apart(self, call: Call, axis: int) -> int | None:
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
         return axis if self._axes is not None and axis < call.inputs[0].ndim - self._axes else None
 
 

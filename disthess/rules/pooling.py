@@ -46,7 +46,7 @@ class MaxPoolRule(AbstractRule):
         return {0: whole.reshape(cotangent.shape[0], *shape)}
 
     @override
-    def keeps_apart(self, call: Call, axis: int) -> int | None:
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
         return axis if axis < call.inputs[0].ndim - self._axes else None
 
     def _index(self, call: Call) -> Tensor:

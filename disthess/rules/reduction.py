@@ -42,7 +42,7 @@ class SumRule(AbstractRule):
         return {0: spread.expand(-1, *call.inputs[0].shape)}
 
     @override
-    def keeps_apart(self, call: Call, axis: int) -> int | None:
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
         summed = _axes(call)
         if axis in summed:
             return None

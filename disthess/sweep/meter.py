@@ -131,10 +131,10 @@ class RuleMeter:
             return None if rows is None else (rows.shape[1], rows.shape[2])
         return None
 
-    def keeps_apart(self, index: int, axis: int) -> int | None:
+    def keeps_apart(self, index: int, slot: int, axis: int) -> int | None:
         """`AbstractRule.keeps_apart` of a node."""
         frame = self._frame("meta", self._samples[0])
-        return frame.rule(index).keeps_apart(frame.call(index), axis)
+        return frame.rule(index).keeps_apart(frame.call(index), slot, axis)
 
     def thin(self, index: int, bent: bool, slots: Slots, slot: int) -> bool:
         """Whether rows of a slot are outer products of one vector a sample, so that `disthess.sweep.thin` multiplies them."""

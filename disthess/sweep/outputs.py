@@ -51,7 +51,7 @@ def pooling_of(frame: Frame, leaves: Sequence[int], passed: Collection[int]) -> 
         frame.primal.graph,
         layer,
         frozenset(passed),
-        lambda node, axis: frame.rule(node).keeps_apart(frame.call(node), axis),
+        lambda node, slot, axis: frame.rule(node).keeps_apart(frame.call(node), slot, axis),
     )
 
 
@@ -135,19 +135,20 @@ def add_bends(
     if inputs is None or pooling is None:
         return
     width, numbers = inputs.shape[2], torch.arange(units.size, device=inputs.device)
-    by_row = inputs.flatten(0, 1)
+    by_row, chosen = inputs.flatten(0, 1), slice(units.start, units.stop)
     for part, buffer in buffers.items():
         for start in range(0, width, stack):
             some = slice(start, min(start + stack, width))
-            curvature = bends(frame, index, pooling, part, inputs[..., some])
-            if curvature is None:
-                break
-            moved = curvature[..., units.start : units.stop].permute(3, 0, 1, 2).flatten(2)  # [U, J, n R]
-            for target in {ref for ref in frame.slots(index) if ref in wanted.targets.keys}:
+            found = bends(frame, index, pooling, part, inputs[..., some])
+            moved = {leaf: scale[:, chosen].T[..., None] for leaf, scale in found.scales.items()}
+            if found.curvature is not None:
+                curvature = found.curvature[..., chosen].permute(3, 0, 1, 2).flatten(2)  # [U, J, n R]
+                moved[leaf] = curvature @ by_row
+                moved |= {bias: curvature.sum(2, keepdim=True) for bias in frame.slots(index) if bias != leaf}
+            for target in moved.keys() & wanted.targets.keys.keys():
                 sums = buffer.take(wanted.targets.block(target)).view(units.size, width, -1)[:, some]
-                found = moved @ by_row if target == leaf else moved.sum(2, keepdim=True)
-                own = sums.unflatten(2, (-1, found.shape[2]))
-                own[numbers, :, units.start + numbers] += found
+                own = sums.unflatten(2, (-1, moved[target].shape[2]))
+                own[numbers, :, units.start + numbers] += moved[target]
 
 
 def consumer(graph: Graph, leaf: int) -> tuple[int, int]:

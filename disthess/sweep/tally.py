@@ -128,8 +128,8 @@ class SweepTally:
         if source is None or source.pooling is None:
             return 0
         frame = self._frame(Tally(), True)
-        kept = [node for node in source.pooling.nodes if keeps_curvature(frame, frame.node(node), part)]
-        bent = any(self._meter.cotangent(node, False, (0,), (0,))[1] for node in kept)
+        kept = [step for step in source.pooling.steps if keeps_curvature(frame, frame.node(step.node), part)]
+        bent = any(self._meter.cotangent(step.node, False, (step.slot,), (step.slot,))[1] for step in kept)
         return source.rows * source.width**2 if bent else 0
 
     def pooling(self, leaves: Sequence[Node], index: int, targets: Sequence[Node]) -> Pooling | None:

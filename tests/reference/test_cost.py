@@ -127,6 +127,14 @@ def pooled() -> Problem:
     return _problem(Pooled(), "cross_entropy", (_normal(8, 3, 6), _classes(9, 8)))
 
 
+def normalised() -> Problem:
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 2), nn.Tanh(), nn.BatchNorm2d(4),
+        nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4, 3),
+    )  # fmt: skip
+    return _problem(net.eval(), "cross_entropy", (_normal(10, 1, 8, 8), _classes(3, 10)))
+
+
 def batch_norm() -> Problem:
     return _problem(BatchNormNet().train(), "cross_entropy", (_normal(12, 3), _classes(2, 12)))
 
@@ -150,6 +158,7 @@ RUNS: tuple[tuple[Callable[[], Problem], dict[str, Any]], ...] = (
     (rnn, {"shared": "uses"}), (rnn, {"shared": "sum"}), (cnn, ALL), (gated, ALL), (gated, {"basis": "parameter"}),
     (transformer, {"basis": "output"}), (cnn, {"basis": "output", **ALL}), (rnn, {"basis": "output", **ALL}),
     (lstm, {"basis": "output"}), (pooled, {}), (pooled, {"basis": "output", **ALL}),
+    (normalised, {}), (normalised, {"basis": "output", **ALL}),
     (mlp, {"activations": "*", "parameters": "4.bias"}), (mlp, {"parameters": ["0.*", "4.*"]}),
 )  # fmt: skip
 IDS = [make.__name__ + "".join(f"-{key}={value}" for key, value in options.items()) for make, options in RUNS]

@@ -54,6 +54,27 @@ class Words(nn.Module):
         return self.head(torch.cat([late, pooled[:, 4:]], 1))
 
 
+class Scaled(nn.Module):
+    """A scale along the last axis, and a shift, used twice."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.randn(size)), nn.Parameter(torch.randn(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As large as it came."""
+        return self.shift - torch.tanh(x * self.scale - self.shift) * self.scale
+
+
+def normalised(layer: nn.BatchNorm2d) -> nn.Module:
+    """In evaluation, with statistics and parameters of a trained one."""
+    with torch.no_grad():
+        for value in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
+            assert value is not None
+            value.copy_(torch.rand_like(value) + 0.5)
+    return layer.eval()
+
+
 class Skip(nn.Module):
     """A convolution that is read by two: pooled, and not."""
 
@@ -65,6 +86,14 @@ class Skip(nn.Module):
         """``[N, 1, 5]`` to ``[N, 2]``."""
         z = torch.tanh(self.layer(x))
         return self.head(torch.cat([z.flatten(1), z.mean(2)], 1))
+
+
+class Rows(nn.Module):
+    """The mean over rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, T, D]`` to ``[N, D]``."""
+        return x.mean(1)
 
 
 def net(*layers: nn.Module) -> nn.Module:
@@ -101,6 +130,14 @@ NETS: dict[str, Made] = {
         lambda: net(nn.Conv1d(1, 3, 2), nn.ReLU(), nn.MaxPool1d(3, stride=1), nn.Tanh(), nn.Flatten(), nn.Linear(9, 2)),
         (1, 6), 2, {"0.weight": 3},
     ),
+    "normalised": (
+        lambda: net(
+            nn.Conv2d(1, 3, 2, bias=False), normalised(nn.BatchNorm2d(3)), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 2, 1),
+            nn.GELU(), normalised(nn.BatchNorm2d(2)), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(2, 2),
+        ),
+        (1, 5, 5), 2, {"0.weight": 4, "4.weight": 1},
+    ),
+    "scaled": (lambda: net(nn.Linear(3, 4), Scaled(4), Rows(), nn.Linear(4, 2)), (5, 3), 2, {"0.weight": 1}),
     "words": (Words, (3, 4), 3, {"layer.weight": 1}),
     "centred": (Centred, (2, 6), 2, {"layer.weight": 5}),
 }  # fmt: skip
@@ -219,9 +256,10 @@ def test_targets_before_the_layer_are_reached_from_the_layer_itself(tmp_path: Pa
 
 NOT_POOLED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "read by two": (Skip, (1, 5)),
-    "normalised": (
-        lambda: net(nn.Conv1d(1, 2, 2), nn.BatchNorm1d(2).eval(), nn.AvgPool1d(2), nn.Flatten()),
-        (1, 3),
+    "scaled place by place": (lambda: net(nn.Conv1d(1, 2, 3), Scaled(2), nn.AvgPool1d(2), nn.Flatten()), (1, 4)),
+    "normalised over channels": (
+        lambda: net(nn.Conv1d(1, 2, 3), nn.LayerNorm(2), nn.AvgPool1d(2), nn.Flatten()),
+        (1, 4),
     ),
     "over channels": (lambda: net(nn.Linear(3, 4), nn.AvgPool1d(2)), (2, 3)),
     "as many": (lambda: net(nn.Conv1d(1, 2, 2), nn.Tanh(), nn.MaxPool1d(1), nn.Flatten()), (1, 3)),
