@@ -13,6 +13,7 @@ from disthess.rules import (
     elementwise,
     lookup,
     norm,
+    pieces,
     pooling,
     reduction,
     shape,
@@ -64,6 +65,7 @@ def table() -> Mapping[str, AbstractRule]:
         {
             "linear": lambda: {"aten.linear.default": LinearRule()},
             "shape": shape.rules,
+            "pieces": pieces.rules,
             "arithmetic": arithmetic.rules,
             "elementwise": elementwise.rules,
             "reduction": reduction.rules,
