@@ -129,3 +129,7 @@ class Graph:
     dynamic: bool
     why: str
     has_model_boundary: bool
+
+    def slots(self, index: int) -> tuple[int, ...]:
+        """The node that each tensor argument of a node is, in slot order."""
+        return tuple(ref for ref in self.nodes[index].refs() if self.nodes[ref].kind != "size")

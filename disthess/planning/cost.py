@@ -127,7 +127,7 @@ def _own_block(
             continue
         for samples in _pieces(run.samples, plan.samples):
             if wave.own:
-                total += samples * rows * alone * _own(sweep.layer_rows, plan.unit_rows)
+                total += samples * sweep.apart * rows * alone * _own(sweep.layer_rows, plan.unit_rows)
             if wave.shared != SharedWork():
                 group = max(1, CACHE_BYTES // max(1, rows * samples * cost.rows * workload.dtype_bytes))
                 formed = sum(_columns(block, cost.units, own, group) for block in plan.blocks(units))

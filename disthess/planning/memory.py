@@ -43,7 +43,7 @@ def tile_memory_bytes(
     forming = 0
     if plan.basis == "output":
         sweep += tangents * plan.samples * cost.kept_entries * item
-        forming = 4 * max(CACHE_BYTES, plan.samples * cost.unit_tangents * cost.columns * item)
+        forming = 4 * max(CACHE_BYTES, plan.samples * cost.apart * cost.unit_tangents * cost.columns * item)
         if cost.pooled:
             forming += 2 * tangents * plan.samples * plan.unit_rows * item
         if cost.unit_tangents == 1:

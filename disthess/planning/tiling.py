@@ -89,7 +89,7 @@ def _microbatch(cost: SourceCost, basis: Basis, dtype_bytes: int) -> int:
     """Samples at most."""
     if basis != "output":
         return MICROBATCH
-    rows = ROWS_BYTES // max(1, cost.unit_tangents * cost.columns * dtype_bytes)
+    rows = ROWS_BYTES // max(1, cost.apart * cost.unit_tangents * cost.columns * dtype_bytes)
     return max(MICROBATCH, min(LARGE_MICROBATCH, rows))
 
 

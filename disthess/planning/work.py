@@ -100,14 +100,16 @@ class SweepWork:
         rows: Tangents per unit and sample (output basis; else 1): rows of one sample at the source's output, or places that they
             are pooled to.
         layer_rows: Rows of one sample at the source's output.
+        apart: Rows of a sample that are taken for samples of their own, and that no other number here counts (output basis).
     """
 
     forward: Work
     reverse: tuple[ReverseWork, ...]
     rows: int = 1
     layer_rows: int = 1
+    apart: int = 1
 
     def __add__(self, other: SweepWork) -> SweepWork:
         """One after the other, from uses of one source: of the same rows."""
         waves = tuple(mine + its for mine, its in zip(self.reverse, other.reverse, strict=True))
-        return SweepWork(self.forward + other.forward, waves, self.rows, self.layer_rows)
+        return SweepWork(self.forward + other.forward, waves, self.rows, self.layer_rows, self.apart)

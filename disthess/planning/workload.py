@@ -68,6 +68,11 @@ class SourceCost:
         works = [work for basis, found in self.sweeps if basis == "output" for work in found]
         return any(work.layer_rows > work.rows for work in works)
 
+    @property
+    def apart(self) -> int:
+        """Rows of a sample that are taken for samples of their own (output basis), the most on any graph."""
+        return max((work.apart for basis, found in self.sweeps if basis == "output" for work in found), default=1)
+
     def sweep(self, basis: Basis, graph: int) -> SweepWork | None:
         """Matrix products of a sweep on one of the graphs, or None where they were not counted."""
         return next((found[graph] for name, found in self.sweeps if name == basis), None)

@@ -85,6 +85,11 @@ class BinaryRule(AbstractRule):
     def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
         return axis if call.inputs[slot].shape == call.output.shape else None
 
+    @override
+    def takes_rows_for_samples(self, call: Call, axis: int) -> bool:
+        shared = [value for value, batch in zip(call.inputs, call.batch_inputs, strict=True) if batch is None]
+        return all(align(value[None], call.output.ndim).shape[1 + axis] == 1 for value in shared)
+
     def _whole(
         self, call: Call, cotangent: Stack | None, tangents: Stacks, wanted: tuple[int, ...]
     ) -> list[tuple[int, Stack]]:

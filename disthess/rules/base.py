@@ -221,6 +221,14 @@ class AbstractRule(abc.ABC):
         """
         return None
 
+    def takes_rows_for_samples(self, call: Call, axis: int) -> bool:
+        """Whether the rules apply as they are where entries along an axis of the output are samples of their own.
+
+        Then the arguments hold no sizes, what all samples share has no entries along that axis, and `cotangent_per_sample` has a
+        closed form for every slot that has no batch axis: None stands for zero.
+        """
+        return False
+
     def entry_multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
         """Multiply-adds of applying D to one tangent that are done entry by entry, from input shapes and output shape.
 

@@ -129,6 +129,14 @@ class LinearRule(AbstractRule):
         return ThinRows(bent, inputs[:, 0], rows_by_sample(call.delta, batch, n)[:, 0], moved)
 
     @override
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
+        return axis if slot == INPUT and axis < call.inputs[INPUT].ndim - 1 else None
+
+    @override
+    def takes_rows_for_samples(self, call: Call, axis: int) -> bool:
+        return axis < call.output.ndim - 1
+
+    @override
     def source_rows(self, call: Call, slot: int) -> Tensor | None:
         if slot == WEIGHT:
             return rows_by_sample(call.inputs[INPUT], call.batch_inputs[INPUT], call.samples)

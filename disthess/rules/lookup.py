@@ -112,6 +112,10 @@ class GatherRule(AbstractRule):
         index = call.inputs[1].expand(cotangent.shape[0], *call.inputs[1].shape)
         return {0: whole.scatter_add_(axis, index, cotangent)}
 
+    @override
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
+        return axis if slot == 0 and axis != self._axis(call) else None
+
     def _axis(self, call: Call) -> int:
         return int(call.arguments["dim"]) % call.inputs[0].ndim
 

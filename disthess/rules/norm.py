@@ -89,6 +89,14 @@ class LayerNormRule(AbstractRule):
             return None
         return rows_by_sample(whole, call.batch, call.samples, lead=1, tail=call.inputs[slot].ndim).sum(2)
 
+    @override
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
+        return axis if slot == 0 and self.takes_rows_for_samples(call, axis) else None
+
+    @override
+    def takes_rows_for_samples(self, call: Call, axis: int) -> bool:
+        return axis < call.output.ndim - len(call.arguments["normalized_shape"])
+
     def _to_input(self, call: Call, cotangent: Stack | None, tangents: Stacks) -> Stack | None:
         point, weight = _point(call), call.slot("weight")
         inner = None if cotangent is None else point.weighted(cotangent)

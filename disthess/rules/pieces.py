@@ -39,6 +39,20 @@ class PickRule(AbstractRule):
         self._take(call, whole, 1).copy_(cotangent)
         return {0: whole}
 
+    @override
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
+        ndim, cut = call.inputs[0].ndim, _axis(call, 0)
+        if axis != cut:
+            return axis - (axis > cut) * (ndim - call.output.ndim)
+        numbers = torch.arange(call.inputs[0].shape[axis])
+        shape = [-1 if place == axis else 1 for place in range(ndim)]
+        taken = self._take(call, numbers.reshape(shape).expand(call.inputs[0].shape), 0)
+        # Only a leading part leaves places where they are.
+        whole = taken.ndim == ndim and torch.equal(
+            taken, numbers[: taken.shape[axis]].reshape(shape).expand(taken.shape)
+        )
+        return axis if whole else None
+
 
 @final
 class JoinRule(AbstractRule):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, final
 
@@ -57,6 +58,12 @@ class ReshapeRule(AbstractRule):
         return {} if cotangent is None else {0: cotangent.reshape(cotangent.shape[0], *call.inputs[0].shape)}
 
     @override
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
+        before, after = call.inputs[0].shape, call.output.shape
+        same = (place for place, size in enumerate(after) if size == before[axis])
+        return next((place for place in same if math.prod(after[:place]) == math.prod(before[:axis])), None)
+
+    @override
     def entry_multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
         return 0
 
@@ -89,6 +96,10 @@ class PermuteRule(AbstractRule):
         return {0: cotangent.permute(0, *(axis + 1 for axis in back))}
 
     @override
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
+        return self._order(call).index(axis)
+
+    @override
     def entry_multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
         return 0
 
@@ -112,6 +123,11 @@ class ExpandRule(AbstractRule):
     ) -> dict[int, Stack]:
         return {} if cotangent is None else {0: sum_to(cotangent, call.inputs[0].shape)}
 
+    @override
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
+        place = axis + call.output.ndim - call.inputs[0].ndim
+        return place if call.output.shape[place] == call.inputs[0].shape[axis] else None
+
 
 @final
 class CopyRule(AbstractRule):
@@ -128,6 +144,10 @@ class CopyRule(AbstractRule):
         self, call: Call, cotangent: Stack | None, tangents: Stacks, wanted: tuple[int, ...]
     ) -> dict[int, Stack]:
         return {} if cotangent is None else {0: cotangent.to(call.inputs[0].dtype)}
+
+    @override
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
+        return axis
 
     @override
     def entry_multiply_adds(self, shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> int:
@@ -184,6 +204,10 @@ class WhereRule(AbstractRule):
                 part = sum_to(cotangent.masked_fill(~mask, 0), call.inputs[slot].shape)
                 found[slot] = part if slot not in found else found[slot] + part
         return found
+
+    @override
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
+        return axis if call.inputs[slot].shape == call.output.shape else None
 
 
 def align(stack: Stack, ndim: int) -> Stack:

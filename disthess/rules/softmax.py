@@ -24,6 +24,10 @@ class SoftmaxRule(AbstractRule):
     __slots__ = ()
 
     @override
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
+        return _other(call, axis)
+
+    @override
     def tangent(self, call: Call, tangents: Stacks) -> Stack:
         return _centred(call.output, tangents[0], _axis(call))
 
@@ -48,6 +52,10 @@ class LogSoftmaxRule(AbstractRule):
     """``log_softmax``."""
 
     __slots__ = ()
+
+    @override
+    def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
+        return _other(call, axis)
 
     @override
     def tangent(self, call: Call, tangents: Stacks) -> Stack:
@@ -119,6 +127,11 @@ def _probabilities(call: Call) -> Tensor:
 def _axis(call: Call) -> int:
     """Counted from the right, so that it holds for stacks too."""
     return int(call.arguments["dim"]) % max(1, call.output.ndim) - max(1, call.output.ndim)
+
+
+def _other(call: Call, axis: int) -> int | None:
+    """An axis that is not the one summed over."""
+    return axis if axis - call.output.ndim != _axis(call) else None
 
 
 def _axes(call: Call) -> tuple[int, ...]:

@@ -89,8 +89,8 @@ class GraphCounter:
         rows = found.pop()
         if rows is None or found or (len(leaves) > 1 and rows[0] * len(leaves) > rows[1]):
             return 0, 0, 0, 0
-        pooling = self._tally.pooling(leaves, self._consumer[leaves[0].index].index, self.targets(errand))
-        return leaves[0].shape[0], rows[1], rows[0] if pooling is None else pooling.places, rows[0]
+        source = self._output_source(leaves[0], (0, rows[1], 0, rows[0]), self.targets(errand), leaves)
+        return leaves[0].shape[0], rows[1], source.tangents, source.layer_rows
 
     def parameter_sweep(self, errand: Errand) -> SweepWork:
         """Matrix products from unit vectors of the parameter."""
@@ -104,13 +104,17 @@ class GraphCounter:
         shared = frozenset(node.index for node in targets if uses[node.op] > 1 and not errand.apart)
         found = []
         for leaf in leaves:
-            index = self._consumer[leaf.index].index
-            rows = self._tally.source_rows(index, leaf.index)
-            pooling = self._tally.pooling(leaves, index, targets)
-            count = rows[0] if rows is not None else basis[3]
-            source = OutputSource(index, leaf.index, basis[1], count, shared, pooling)
+            source = dataclasses.replace(self._output_source(leaf, basis, targets, leaves), shared=shared)
             found += [self._tally.sweep([source.start], targets, source), self._tally.back(targets, source)]
         return functools.reduce(operator.add, found) if found else self._nothing()
+
+    def _output_source(
+        self, leaf: Node, basis: OutputBasis, targets: Sequence[Node], leaves: Sequence[Node]
+    ) -> OutputSource:
+        index = self._consumer[leaf.index].index
+        rows = self._tally.source_rows(index, leaf.index)
+        shortcut = self._tally.shortcut(leaves, targets)
+        return OutputSource(index, leaf.index, basis[1], basis[3] if rows is None else rows[0], shortcut=shortcut)
 
     def _nothing(self) -> SweepWork:
         return SweepWork(Work(), tuple(ReverseWork(part, Work(), Work()) for part in self._tally.parts))

@@ -27,11 +27,11 @@ from disthess.sweep.abstract import AbstractEngine
 from disthess.sweep.activation import ActivationSink, Place, activation_targets, unit_activations
 from disthess.sweep.buffers import AbstractWindow, Buffers, Window
 from disthess.sweep.frame import Frame
-from disthess.sweep.outputs import Wanted, add_bends, pooling_of, sweep_back, sweep_outputs
+from disthess.sweep.outputs import Wanted, add_bends, shortcut_of, sweep_back, sweep_outputs
 from disthess.sweep.panel import ParameterSink
-from disthess.sweep.pooled import Pooling
 from disthess.sweep.primal import Primal
 from disthess.sweep.rows import Targets
+from disthess.sweep.shortcut import NONE, Shortcut
 from disthess.sweep.wave import forward, reverse
 from disthess.types import Part, Span
 
@@ -62,7 +62,7 @@ class GraphEngine(AbstractEngine):
         self._sources = sources
         self._frames: dict[tuple[int, int, int], Frame] = {}
         self._ways: dict[tuple[int, str], tuple[int, ...]] = {}
-        self._poolings: dict[tuple[int, str], Pooling | None] = {}
+        self._shortcuts: dict[tuple[int, str], Shortcut] = {}
         self._readers: dict[tuple[int, str], tuple[tuple[int, ...], ...]] = {}
 
     @override
@@ -130,17 +130,16 @@ class GraphEngine(AbstractEngine):
     def _wanted(self, number: int, plan: SourcePlan, panels: Sequence[PanelSpec], own: OwnColumns) -> Wanted:
         targets = dataclasses.replace(_targets(self._primals[number].graph, panels), own_key=plan.parameter, own=own)
         passed = self._passed(number, plan.source, targets.keys)
-        return Wanted(targets, passed, self._pooling(number, plan, passed))
+        return Wanted(targets, passed, self._shortcut(number, plan, passed))
 
-    def _pooling(self, number: int, plan: SourcePlan, passed: Sequence[int]) -> Pooling | None:
+    def _shortcut(self, number: int, plan: SourcePlan, passed: Sequence[int]) -> Shortcut:
         key, primal = (number, plan.source), self._primals[number]
         if plan.basis != "output":
-            return None
-        if key not in self._poolings:
+            return NONE
+        if key not in self._shortcuts:
             leaves = source_leaves(primal.graph, plan.source, plan.parameter)
-            frame = next(self._microbatches(number, plan))
-            self._poolings[key] = pooling_of(frame, leaves, passed)
-        return self._poolings[key]
+            self._shortcuts[key] = shortcut_of(next(self._microbatches(number, plan)), leaves, passed)
+        return self._shortcuts[key]
 
     def _activation_block(self, plan: SourcePlan, panels: Sequence[PanelSpec], block: Span, windows: Windows) -> None:
         before = 0

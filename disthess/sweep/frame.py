@@ -100,7 +100,7 @@ class Frame:
 
     def slots(self, index: int) -> tuple[int, ...]:
         """Node index of each tensor argument, in slot order."""
-        return tuple(ref for ref in self.node(index).refs() if self.node(ref).kind != "size")
+        return self.primal.graph.slots(index)
 
     def _take(self, node: Node, whole: Any) -> Any:
         if node.batch is None or not isinstance(whole, Tensor):

@@ -17,9 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from disthess.graph.ir import Graph, Node
 from disthess.planning.work import Work
-from disthess.rules.base import Units
+from disthess.rules.base import Call, Units
 from disthess.sweep.frame import Frame
 from disthess.sweep.primal import Primal
+from disthess.sweep.rowwise import Rowwise
 from disthess.types import Span
 
 TANGENTS = (2, 3)
@@ -55,7 +56,7 @@ class RuleMeter:
         """``sum_a D_a x_a'`` of a node, tangents in ``slots``."""
 
         def run(frame: Frame, count: int) -> Slots:
-            frame.rule(index).tangent(frame.call(index), _stacks(frame, index, slots, count))
+            frame.rule(index).tangent(frame.call(index), _stacks(frame.call(index), slots, count))
             return ()
 
         return self._measured(index, ("tangent", slots), self._samples, run)[0]
@@ -93,32 +94,46 @@ class RuleMeter:
 
         return self._measured(index, ("units back", slot, wanted), self._samples, run)
 
-    def per_sample(self, index: int, bent: bool, slots: Slots, slot: int) -> tuple[Work, int]:
-        """Rows of a slot for each sample, and how much of it is done anew whenever the stack is cut in two."""
+    def per_sample(
+        self, index: int, bent: bool, slots: Slots, slot: int, rowwise: Rowwise | None = None
+    ) -> tuple[Work, int]:
+        """Rows of a slot for each sample, and how much of it is done anew whenever the stack is cut in two.
+
+        Args:
+            index: The node.
+            bent: Whether there is an ``f''``.
+            slots: Those with tangents.
+            slot: The slot.
+            rowwise: Where rows are taken for samples.
+        """
 
         def run(frame: Frame, count: int) -> Slots:
-            call = frame.call(index)
+            call = _call(frame, index, rowwise)
             cotangent = _stack(call.output, count) if bent else None
-            rows = frame.rule(index).cotangent_per_sample(call, cotangent, _stacks(frame, index, slots, count), slot)
+            rows = frame.rule(index).cotangent_per_sample(call, cotangent, _stacks(call, slots, count), slot)
             return () if rows is None else (slot,)
 
-        work, closed = self._measured(index, ("per sample", bent, slots, slot), self._samples, run)
-        if closed:
+        work, closed = self._measured(
+            index, ("per sample", bent, slots, slot, _place(rowwise, index)), self._samples, run
+        )
+        if closed or rowwise is not None:
             return work, 0
         alone = _cotangent(index, bent, slots, (slot,))
         work = self._measured(index, ("one sample", bent, slots, slot), (1,), alone)[0]
         return Work(per_sample=work.once, per_pair=work.per_tangent), work.once
 
-    def pairs(self, index: int, bent: bool, slots: Slots, slot: int) -> Slots | None:
+    def pairs(self, index: int, bent: bool, slots: Slots, slot: int, rowwise: Rowwise | None = None) -> Slots | None:
         """Rows of each of the outer products that a slot's rows are sums of, or None where they are not."""
 
         def run(frame: Frame, count: int) -> Slots:
-            call = frame.call(index)
+            call = _call(frame, index, rowwise)
             cotangent = _stack(call.output, count) if bent else None
-            found = frame.rule(index).row_pairs(call, cotangent, _stacks(frame, index, slots, count), slot)
+            found = frame.rule(index).row_pairs(call, cotangent, _stacks(call, slots, count), slot)
             return () if found is None else tuple(left.shape[-2] for left, _ in found)
 
-        return self._measured(index, ("pairs", bent, slots, slot), self._samples, run)[1] or None
+        return (
+            self._measured(index, ("pairs", bent, slots, slot, _place(rowwise, index)), self._samples, run)[1] or None
+        )
 
     def source_rows(self, index: int, slot: int) -> tuple[int, int] | None:
         """Rows of a sample and inputs of a slot that has an output basis (`AbstractRule.source_rows`), else None."""
@@ -136,16 +151,21 @@ class RuleMeter:
         frame = self._frame("meta", self._samples[0])
         return frame.rule(index).keeps_apart(frame.call(index), slot, axis)
 
-    def thin(self, index: int, bent: bool, slots: Slots, slot: int) -> bool:
+    def takes_rows_for_samples(self, index: int, axis: int) -> bool:
+        """`AbstractRule.takes_rows_for_samples` of a node."""
+        frame = self._frame("meta", self._samples[0])
+        return frame.rule(index).takes_rows_for_samples(frame.call(index), axis)
+
+    def thin(self, index: int, bent: bool, slots: Slots, slot: int, rowwise: Rowwise | None = None) -> bool:
         """Whether rows of a slot are outer products of one vector a sample, so that `disthess.sweep.thin` multiplies them."""
 
         def run(frame: Frame, count: int) -> Slots:
-            call = frame.call(index)
+            call = _call(frame, index, rowwise)
             cotangent = _stack(call.output, count) if bent else None
-            rows = frame.rule(index).thin_rows(call, cotangent, _stacks(frame, index, slots, count), slot)
+            rows = frame.rule(index).thin_rows(call, cotangent, _stacks(call, slots, count), slot)
             return () if rows is None else (slot,)
 
-        return bool(self._measured(index, ("thin", bent, slots, slot), self._samples, run)[1])
+        return bool(self._measured(index, ("thin", bent, slots, slot, _place(rowwise, index)), self._samples, run)[1])
 
     def _measured(
         self, index: int, pattern: Hashable, samples: tuple[int, ...], run: Callable[[Frame, int], Slots]
@@ -211,7 +231,7 @@ def _cotangent(index: int, bent: bool, slots: Slots, wanted: Slots) -> Callable[
     def run(frame: Frame, count: int) -> Slots:
         call = frame.call(index)
         cotangent = _stack(call.output, count) if bent else None
-        found = frame.rule(index).cotangent(call, cotangent, _stacks(frame, index, slots, count), wanted)
+        found = frame.rule(index).cotangent(call, cotangent, _stacks(frame.call(index), slots, count), wanted)
         return tuple(found)
 
     return run
@@ -223,8 +243,16 @@ def _counted(run: Callable[[Frame, int], Slots], frame: Frame, count: int) -> tu
     return counter.get_total_flops() // 2, found
 
 
-def _stacks(frame: Frame, index: int, slots: Slots, count: int) -> Mapping[int, Tensor]:
+def _call(frame: Frame, index: int, rowwise: Rowwise | None) -> Call:
     call = frame.call(index)
+    return call if rowwise is None else rowwise.call(index, call)
+
+
+def _place(rowwise: Rowwise | None, index: int) -> tuple[int, int] | None:
+    return None if rowwise is None else (rowwise.count, rowwise.outputs[index])
+
+
+def _stacks(call: Call, slots: Slots, count: int) -> Mapping[int, Tensor]:
     return {slot: _stack(call.inputs[slot], count) for slot in slots}
 
 

@@ -14,8 +14,9 @@ from disthess.rules.base import Stack
 from disthess.sweep.buffers import AbstractWindow
 from disthess.sweep.frame import Frame
 from disthess.sweep.panel import InputSink, OutputSink, SweptLayer
-from disthess.sweep.pooled import Pooling, bends, pooled_inputs, pooling_behind, start_places
+from disthess.sweep.pooled import bends, pooled_inputs, start_places
 from disthess.sweep.rows import Targets
+from disthess.sweep.shortcut import NONE, Shortcut, shortcut_behind
 from disthess.sweep.wave import forward, keeps_curvature, reverse
 from disthess.types import Part, Span
 
@@ -27,32 +28,30 @@ class Wanted:
     Attributes:
         targets: The leaves.
         passed: Nodes on the way to them, from the loss down.
-        pooling: What the source's outputs pass through before tangents start (output basis), or None.
+        shortcut: Of the source.
     """
 
     targets: Targets
     passed: tuple[int, ...]
-    pooling: Pooling | None = None
+    shortcut: Shortcut = NONE
 
 
-def pooling_of(frame: Frame, leaves: Sequence[int], passed: Collection[int]) -> Pooling | None:
-    """What the outputs of a source pass through before its tangents start.
+def shortcut_of(frame: Frame, leaves: Sequence[int], passed: Collection[int]) -> Shortcut:
+    """That of a source.
 
     Args:
         frame: Any microbatch.
         leaves: The source's.
         passed: Nodes on the way to its targets.
     """
-    if len(leaves) != 1:
-        return None
-    index, _ = consumer(frame.primal.graph, leaves[0])
-    layer = (index, leaves[0], frame.rule(index).source_axis)
-    return pooling_behind(
-        frame.primal.graph,
-        layer,
-        frozenset(passed),
-        lambda node, slot, axis: frame.rule(node).keeps_apart(frame.call(node), slot, axis),
-    )
+
+    def keeps_apart(node: int, slot: int, axis: int) -> int | None:
+        return frame.rule(node).keeps_apart(frame.call(node), slot, axis)
+
+    def takes(node: int, axis: int) -> bool:
+        return frame.rule(node).takes_rows_for_samples(frame.call(node), axis)
+
+    return shortcut_behind(frame.primal.graph, leaves, passed, keeps_apart, takes)
 
 
 def sweep_outputs(frame: Frame, leaf: int, wanted: Wanted, block: Span, windows: Mapping[Part, AbstractWindow]) -> None:
@@ -75,17 +74,21 @@ def sweep_outputs(frame: Frame, leaf: int, wanted: Wanted, block: Span, windows:
         raise GraphError(
             f"{frame.node(index).name} has no output basis for {frame.node(leaf).op}; this is a planning fault."
         )
-    pooling = wanted.pooling
-    if pooling is None:
-        places = rule.source_outputs(call, _numbers(call.output)[None])[0]
-        tangents = forward(frame, {index: _unit_vectors(call.output, places, block)})
-        layer = SweptLayer(index, leaf, inputs, block)
+    pooling, rowwise = wanted.shortcut.pooling, wanted.shortcut.rowwise
+    if pooling is not None:
+        start, places, pooled = (
+            pooling.start,
+            start_places(frame, pooling),
+            pooled_inputs(frame, index, pooling, inputs, block),
+        )
     else:
-        seeds = _unit_vectors(frame.value(pooling.start), start_places(frame, pooling), block)
-        tangents = forward(frame, {pooling.start: seeds})
-        layer = SweptLayer(index, leaf, inputs, block, pooled_inputs(frame, index, pooling, inputs, block))
+        start, places, pooled = index, rule.source_outputs(call, _numbers(call.output)[None])[0], None
+    if rowwise is not None:
+        places, inputs = places.flatten(0, 1)[:, None], inputs.flatten(0, 1)[:, None]
+    tangents = forward(frame, {start: _unit_vectors(frame.value(start), places, block)})
+    layer = SweptLayer(index, leaf, inputs, block, pooled)
     for part, window in windows.items():
-        reverse(frame, tangents, part, wanted.passed, OutputSink(wanted.targets, window, layer))
+        reverse(frame, tangents, part, wanted.passed, OutputSink(wanted.targets, window, layer, rowwise))
 
 
 def sweep_back(
@@ -131,7 +134,7 @@ def add_bends(
         buffers: The sums, by part.
     """
     index, slot = consumer(frame.primal.graph, leaf)
-    inputs, pooling = frame.rule(index).source_rows(frame.call(index), slot), wanted.pooling
+    inputs, pooling = frame.rule(index).source_rows(frame.call(index), slot), wanted.shortcut.pooling
     if inputs is None or pooling is None:
         return
     width, numbers = inputs.shape[2], torch.arange(units.size, device=inputs.device)
@@ -154,9 +157,8 @@ def add_bends(
 def consumer(graph: Graph, leaf: int) -> tuple[int, int]:
     """The node that a use leaf feeds, and its (first) slot there."""
     for node in graph.nodes[leaf + 1 :]:
-        tensors = [ref for ref in node.refs() if graph.nodes[ref].kind != "size"]
-        if leaf in tensors:
-            return node.index, tensors.index(leaf)
+        if leaf in node.refs():
+            return node.index, graph.slots(node.index).index(leaf)
     raise GraphError(f"use {graph.nodes[leaf].name} feeds no node.")
 
 

@@ -34,6 +34,7 @@ from disthess.rules.products import add_product
 from disthess.sweep.buffers import AbstractWindow, Swapped, Triangle, Upper
 from disthess.sweep.frame import Frame
 from disthess.sweep.rows import AbstractRowsSink, Targets
+from disthess.sweep.rowwise import Rowwise
 from disthess.sweep.thin import add_first, add_own, add_pairs, contracts_first, keeps_units
 from disthess.sweep.wave import AbstractSink
 from disthess.types import Span
@@ -95,10 +96,13 @@ class OutputSink(AbstractRowsSink):
         targets: The targets.
         window: Where rows add up.
         layer: The source.
+        rowwise: Where rows are taken for samples: so are those of the layer's inputs.
     """
 
-    def __init__(self, targets: Targets, window: AbstractWindow, layer: SweptLayer) -> None:
-        super().__init__(targets, layer.multipliers, layer.units.size)
+    def __init__(
+        self, targets: Targets, window: AbstractWindow, layer: SweptLayer, rowwise: Rowwise | None = None
+    ) -> None:
+        super().__init__(targets, layer.multipliers, layer.units.size, rowwise)
         self._window = window
         self._layer = layer
 

@@ -30,7 +30,10 @@ from disthess.sweep.frame import Frame
 from disthess.sweep.wave import keeps_curvature
 from disthess.types import Part, Span
 
-_RESHAPED = frozenset({"aten.view.default", "aten.reshape.default", "aten.unsqueeze.default"})
+RESHAPED = frozenset(
+    f"aten.{name}.default" for name in ("view", "reshape", "_unsafe_view", "unsqueeze", "_reshape_alias")
+) | {"aten.flatten.using_ints", "aten.unflatten.int"}
+"""Operations that leave entries in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +106,14 @@ def pooling_behind(
     """
     index, leaf, axis = layer
     node, channels = graph.nodes[index], graph.nodes[leaf].shape[0]
-    if any(ref in passed and not _own_leaf(graph.nodes[ref], leaf, channels) for ref in node.refs()):
+    if not only_own_leaves(graph, index, leaf, passed):
         return None
     samples = graph.samples if graph.independent else 1
     axis %= len(node.shape)
     fewest, found = _places(node, samples, channels), None
     steps: list[Step] = []
     while (following := _only_reader(graph, node)) is not None and following.region == node.region:
-        slot = _slots(graph, following).index(node.index)
+        slot = graph.slots(following.index).index(node.index)
         kept = keeps_apart(following.index, slot, axis)
         if kept is None or following.shape[kept] != channels or not _batch_before(following, kept):
             break
@@ -215,9 +218,11 @@ def _numbers(value: Tensor) -> Tensor:
     return torch.arange(value.numel(), device=value.device).view(1, *value.shape)
 
 
-def _own_leaf(node: Node, leaf: int, channels: int) -> bool:
-    """The weight, or a bias: one number a channel."""
-    return node.index == leaf or (node.kind == "use" and node.shape == (channels,))
+def only_own_leaves(graph: Graph, index: int, leaf: int, passed: Collection[int]) -> bool:
+    """Whether a layer reads no way to targets but its weight and a bias: one number a channel."""
+    channels = graph.nodes[leaf].shape[:1]
+    others = [graph.nodes[ref] for ref in graph.nodes[index].refs() if ref in passed and ref != leaf]
+    return all(other.kind == "use" and other.shape == channels for other in others)
 
 
 def _only_reader(graph: Graph, node: Node) -> Node | None:
@@ -225,27 +230,22 @@ def _only_reader(graph: Graph, node: Node) -> Node | None:
     readers = [other for other in graph.nodes[node.index + 1 :] if other.live and node.index in other.refs()]
     if len(readers) != 1 or readers[0].kind != "op":
         return None
-    return readers[0] if _slots(graph, readers[0]).count(node.index) == 1 else None
+    return readers[0] if graph.slots(readers[0].index).count(node.index) == 1 else None
 
 
 def _scales(graph: Graph, node: Node, slot: int, axis: int, channels: int) -> tuple[tuple[int, int], ...] | None:
     """(slot, leaf) of what else a node reads that is live, where that is one number a channel; None where it is not."""
     found = []
-    for other, ref in enumerate(_slots(graph, node)):
+    for other, ref in enumerate(graph.slots(node.index)):
         read = graph.nodes[ref]
         if other == slot or not read.live:
             continue
         aligned = (1,) * (len(node.shape) - len(read.shape)) + read.shape
-        leaf = graph.nodes[read.refs()[0]] if read.op in _RESHAPED else read
+        leaf = graph.nodes[read.refs()[0]] if read.op in RESHAPED else read
         if leaf.kind != "use" or leaf.shape != (channels,) or not math.prod(aligned) == channels == aligned[axis]:
             return None
         found.append((other, leaf.index))
     return tuple(found)
-
-
-def _slots(graph: Graph, node: Node) -> list[int]:
-    """The tensors that a node reads, in slot order."""
-    return [ref for ref in node.refs() if graph.nodes[ref].kind != "size"]
 
 
 def _batch_before(node: Node, axis: int) -> bool:

@@ -21,6 +21,7 @@ from disthess.rules.outer import Pairs, outers_per_sample
 from disthess.rules.products import add_products
 from disthess.sweep.buffers import Block
 from disthess.sweep.frame import Frame
+from disthess.sweep.rowwise import Rowwise
 from disthess.sweep.wave import AbstractSink, per_sample_rows
 
 
@@ -72,10 +73,12 @@ class AbstractRowsSink(AbstractSink):
         targets: The targets.
         multipliers: ``x``, ``[n, R, j]``, or ``[units, n, R, j]``.
         units: Their number: the stack is units x R tangents, unit by unit.
+        rowwise: Where rows are taken for samples; the multipliers are then ``[n R, 1, j]``.
     """
 
-    def __init__(self, targets: Targets, multipliers: Tensor, units: int) -> None:
+    def __init__(self, targets: Targets, multipliers: Tensor, units: int, rowwise: Rowwise | None = None) -> None:
         self._targets = targets
+        self._rowwise = rowwise
         self._samples, self._rows, self._width = multipliers.shape[-3:]
         self._multipliers = multipliers.transpose(-3, -1).flatten(-2).contiguous()
         self._units = units
@@ -109,6 +112,10 @@ class AbstractRowsSink(AbstractSink):
         self, frame: Frame, index: int, call: Call, slot: int, cotangent: Stack | None, tangents: Mapping[int, Stack]
     ) -> None:
         leaf, rule = frame.slots(index)[slot], frame.rule(index)
+        if self._rowwise is not None:
+            tangents = {at: self._rowwise.tangent(index, call, at, stack) for at, stack in tangents.items()}
+            cotangent = None if cotangent is None else self._rowwise.cotangent(index, call, cotangent)
+            call = self._rowwise.call(index, call)
         kept = _Kept(rule, call, slot, cotangent, tangents)
         if leaf in self._targets.shared and kept.pairs(slice(0, 1)):
             self._kept.setdefault(self._targets.keys[leaf], (leaf, []))[1].append(kept)
@@ -118,7 +125,7 @@ class AbstractRowsSink(AbstractSink):
         for units, stack in self._pieces(self._targets.sizes[leaf]):
             part = None if cotangent is None else cotangent[stack]
             parts = {key: value[stack] for key, value in tangents.items()}
-            self._add(leaf, units, per_sample_rows(frame, index, call, slot, part, parts))
+            self._add(leaf, units, self._formed(frame, index, call, slot, part, parts))
 
     @override
     def finish(self) -> None:
@@ -128,6 +135,16 @@ class AbstractRowsSink(AbstractSink):
                 skip = self._left_out(units) if own else 0
                 self._add(leaf, units, outers_per_sample([pair for use in uses for pair in use.pairs(stack, skip)]))
         self._kept.clear()
+
+    def _formed(
+        self, frame: Frame, index: int, call: Call, slot: int, cotangent: Stack | None, tangents: Mapping[int, Stack]
+    ) -> Stack:
+        """``[K, n, *input]``, n R in place of n where rows are taken for samples."""
+        if self._rowwise is None:
+            return per_sample_rows(frame, index, call, slot, cotangent, tangents)
+        rows = frame.rule(index).cotangent_per_sample(call, cotangent, tangents, slot)
+        some = cotangent if cotangent is not None else next(iter(tangents.values()))
+        return rows if rows is not None else some.new_zeros(len(some), call.samples, *call.inputs[slot].shape)
 
     def _pieces(self, size: int) -> Iterator[tuple[slice, slice]]:
         """Units, and their tangents, of which rows of so many entries fit the cache."""

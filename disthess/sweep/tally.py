@@ -20,7 +20,8 @@ from disthess.rules.base import Units
 from disthess.rules.outer import outer_multiply_adds
 from disthess.rules.table import rule_for
 from disthess.sweep.meter import RuleMeter
-from disthess.sweep.pooled import Pooling, pooling_behind
+from disthess.sweep.rowwise import Rowwise
+from disthess.sweep.shortcut import NONE, Shortcut, shortcut_behind
 from disthess.sweep.thin import contracts_first, first_multiply_adds, keeps_units
 from disthess.sweep.wave import AbstractSink, forward, keeps_curvature, reverse
 from disthess.types import PARTS, Part
@@ -61,7 +62,7 @@ class OutputSource:
         width: Inputs of the layer.
         rows: Rows of one sample at its output.
         shared: Target leaves whose rows add up with those of other leaves.
-        pooling: What its outputs pass through before tangents start, or None.
+        shortcut: Why its outputs need fewer tangents than they are.
     """
 
     index: int
@@ -69,17 +70,29 @@ class OutputSource:
     width: int
     rows: int
     shared: frozenset[int] = frozenset()
-    pooling: Pooling | None = None
+    shortcut: Shortcut = NONE
 
     @property
     def start(self) -> int:
         """Where tangents start."""
-        return self.index if self.pooling is None else self.pooling.start
+        pooling = self.shortcut.pooling
+        return self.index if pooling is None else pooling.start
+
+    @property
+    def apart(self) -> int:
+        """Rows of a sample that are taken for samples."""
+        return 1 if self.shortcut.rowwise is None else self.shortcut.rowwise.count
+
+    @property
+    def layer_rows(self) -> int:
+        """Rows of what is taken for a sample."""
+        return self.rows // self.apart
 
     @property
     def tangents(self) -> int:
         """Of a unit and sample."""
-        return self.rows if self.pooling is None else self.pooling.places
+        pooling = self.shortcut.pooling
+        return self.layer_rows if pooling is None else pooling.places
 
 
 @final
@@ -119,26 +132,26 @@ class SweepTally:
             waves.append(ReverseWork(part, first.work, later.work, repeated, first.own, per_unit, shared=first.shared))
         if source is None:
             return SweepWork(ahead.work, tuple(waves))
-        if source.pooling is not None:
+        if source.shortcut.pooling is not None:
             ahead.work += Work(per_pair=source.rows * source.width)
-        return SweepWork(ahead.work, tuple(waves), source.tangents, source.rows)
+        return SweepWork(ahead.work, tuple(waves), source.tangents, source.layer_rows, source.apart)
 
     def _bends(self, source: OutputSource | None, part: Part) -> int:
         """What `disthess.sweep.pooled.bends` is multiplied by, per unit and sample."""
-        if source is None or source.pooling is None:
+        pooling = None if source is None else source.shortcut.pooling
+        if source is None or pooling is None:
             return 0
         frame = self._frame(Tally(), True)
-        kept = [step for step in source.pooling.steps if keeps_curvature(frame, frame.node(step.node), part)]
+        kept = [step for step in pooling.steps if keeps_curvature(frame, frame.node(step.node), part)]
         bent = any(self._meter.cotangent(step.node, False, (step.slot,), (step.slot,))[1] for step in kept)
         return source.rows * source.width**2 if bent else 0
 
-    def pooling(self, leaves: Sequence[Node], index: int, targets: Sequence[Node]) -> Pooling | None:
-        """What the outputs of a source pass through before its tangents start."""
-        if len(leaves) != 1:
-            return None
-        passed = frozenset(leading_to(self._graph, [node.index for node in targets]))
-        layer = (index, leaves[0].index, rule_for(self._graph.nodes[index].op).source_axis)
-        return pooling_behind(self._graph, layer, passed, self._meter.keeps_apart)
+    def shortcut(self, leaves: Sequence[Node], targets: Sequence[Node]) -> Shortcut:
+        """Why the outputs of a source need fewer tangents than they are."""
+        passed, meter = leading_to(self._graph, [node.index for node in targets]), self._meter
+        return shortcut_behind(
+            self._graph, [leaf.index for leaf in leaves], passed, meter.keeps_apart, meter.takes_rows_for_samples
+        )
 
     def back(self, targets: Sequence[Node], source: OutputSource) -> SweepWork:
         """The waves from the source's inputs back to what they depend on, ``delta`` times their rows included."""
@@ -153,19 +166,16 @@ class SweepTally:
             waves.append(
                 ReverseWork(part, Work(), Work(), per_unit=tally.per_unit, back=tally.work, shared=tally.shared)
             )
-        return SweepWork(Work(), tuple(waves), source.tangents, source.rows)
+        return SweepWork(Work(), tuple(waves), source.tangents, source.layer_rows, source.apart)
 
     def source_rows(self, index: int, leaf: int) -> tuple[int, int] | None:
         """Rows of a sample and inputs of a node that a leaf enters once, as an output basis wants it; else None."""
-        slots = self._slots(index)
+        slots = self._graph.slots(index)
         return self._meter.source_rows(index, slots.index(leaf)) if slots.count(leaf) == 1 else None
 
     def _source_input(self, index: int) -> int:
         """The node that a source's weight multiplies."""
-        return self._slots(index)[rule_for(self._graph.nodes[index].op).source_slot]
-
-    def _slots(self, index: int) -> tuple[int, ...]:
-        return tuple(ref for ref in self._graph.nodes[index].refs() if self._graph.nodes[ref].kind != "size")
+        return self._graph.slots(index)[rule_for(self._graph.nodes[index].op).source_slot]
 
     def _seeds(self, seeds: Sequence[int]) -> Any:
         """Unit vectors at leaves, as the parameter basis has them; elsewhere stacks."""
@@ -177,10 +187,11 @@ class SweepTally:
         self, tangents: Mapping[int, Any], part: Part, passed: Sequence[int], source: OutputSource | None, first: bool
     ) -> Tally:
         tally = Tally()
-        reverse(self._frame(tally, first), tangents, part, passed, _TallySink(tally, self._graph, source))
+        rowwise = None if source is None else source.shortcut.rowwise
+        reverse(self._frame(tally, first, rowwise), tangents, part, passed, _TallySink(tally, self._graph, source))
         return tally
 
-    def _frame(self, tally: Tally, first: bool) -> Any:
+    def _frame(self, tally: Tally, first: bool, rowwise: Rowwise | None = None) -> Any:
         """What the waves ask of a frame; a call is the index of its node."""
         graph = self._graph
 
@@ -188,9 +199,9 @@ class SweepTally:
             primal=SimpleNamespace(graph=graph),
             first=first,
             node=graph.nodes.__getitem__,
-            slots=self._slots,
+            slots=graph.slots,
             call=lambda index: index,
-            rule=lambda index: _TallyRule(tally, self._meter),
+            rule=lambda index: _TallyRule(tally, self._meter, rowwise),
         )
 
 
@@ -198,9 +209,10 @@ class SweepTally:
 class _TallyRule:
     """Stands for a rule; a call is the index of its node."""
 
-    def __init__(self, tally: Tally, meter: RuleMeter) -> None:
+    def __init__(self, tally: Tally, meter: RuleMeter, rowwise: Rowwise | None) -> None:
         self._tally = tally
         self._meter = meter
+        self._rowwise = rowwise
 
     def tangent(self, call: int, tangents: Mapping[int, Trace]) -> Trace:
         self._tally.work += self._meter.tangent(call, tuple(sorted(tangents)))
@@ -233,15 +245,15 @@ class _TallyRule:
         return Trace()
 
     def thin(self, call: int, cotangent: Trace | None, tangents: Mapping[int, Trace], slot: int) -> bool:
-        return self._meter.thin(call, cotangent is not None, tuple(sorted(tangents)), slot)
+        return self._meter.thin(call, cotangent is not None, tuple(sorted(tangents)), slot, self._rowwise)
 
     def pairs(
         self, call: int, cotangent: Trace | None, tangents: Mapping[int, Trace], slot: int
     ) -> tuple[int, ...] | None:
-        return self._meter.pairs(call, cotangent is not None, tuple(sorted(tangents)), slot)
+        return self._meter.pairs(call, cotangent is not None, tuple(sorted(tangents)), slot, self._rowwise)
 
     def rows(self, call: int, cotangent: Trace | None, tangents: Mapping[int, Trace], slot: int) -> tuple[Work, int]:
-        return self._meter.per_sample(call, cotangent is not None, tuple(sorted(tangents)), slot)
+        return self._meter.per_sample(call, cotangent is not None, tuple(sorted(tangents)), slot, self._rowwise)
 
 
 @final
@@ -304,11 +316,11 @@ class _TallySink(AbstractSink):
         readings = [frame.slots(index)[other] for other in tangents]
         if source is not None and frame.rule(index).thin(call, cotangent, tangents, slot):
             bent, moved, shape = cotangent is not None, bool(tangents), self._graph.nodes[leaf].shape
-            if source.rows == 1 and keeps_units(self._graph, source.index, readings):
+            if source.layer_rows == 1 and keeps_units(self._graph, source.index, readings):
                 self._multiply_thin(leaf, bent, moved)
                 return True
             thin = (source.tangents, source.width, (shape[0], shape[1]), bent, moved)
-            if source.rows > 1 and contracts_first(*thin):
+            if source.layer_rows > 1 and contracts_first(*thin):
                 self._tally.per_unit += first_multiply_adds(*thin)
                 return True
         return False
@@ -317,13 +329,15 @@ class _TallySink(AbstractSink):
         if bent:
             self._multiply(leaf)
         if moved and self._source is not None:
-            self._tally.work += Work(per_pair=self._source.width * self._graph.nodes[leaf].shape[0])
+            self._tally.work += Work(
+                per_pair=self._source.apart * self._source.width * self._graph.nodes[leaf].shape[0]
+            )
 
     def _multiply(self, leaf: int) -> None:
         source = self._source
         if source is None:
             return
-        products = source.width * _size(self._graph.nodes[leaf])
+        products = source.apart * source.width * _size(self._graph.nodes[leaf])
         if self._back:
             self._tally.per_unit += source.rows * products
         else:

@@ -352,3 +352,35 @@ def test_a_tie_is_shared_as_torch_shares_it(op: str) -> None:
     found = rule_for(op).cotangent(call, torch.ones(1, 3, dtype=torch.float64), {}, (0, 1))
     close(found[0][0], wanted[0], "a")
     close(found[1][0], wanted[1], "b")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=IDS)
+def test_places_that_are_said_to_be_kept_apart_do_not_meet(row: Row) -> None:
+    """A NaN at one place of an axis reaches that place alone."""
+    call = make(row)
+    rule = rule_for(row.op)
+    for slot in row.active:
+        for axis, size in enumerate(call.inputs[slot].shape):
+            kept = rule.keeps_apart(call, slot, axis)
+            for place in range(size if kept is not None else 0):
+                inputs = [value.clone() for value in call.inputs]
+                inputs[slot].select(axis, place).fill_(torch.nan)
+                found = call.run(*inputs).isnan().transpose(0, kept or 0)
+                others = [number for number in range(len(found)) if number != place]
+                assert not found[others].any(), (slot, axis, kept, place)
+
+
+def test_axes_are_followed_where_they_are_kept() -> None:
+    """So many pairs of an operation and an axis that the test above does not pass for want of any."""
+    rows = [(row, make(row)) for row in ROWS]
+    kept = [
+        (row.op, slot, axis)
+        for row, call in rows
+        for slot in row.active
+        for axis in range(call.inputs[slot].ndim)
+        if rule_for(row.op).keeps_apart(call, slot, axis) is not None
+    ]
+    for op in ("linear.default", "layer_norm.default", "log_softmax.int", "gather.default", "permute.default", "unsqueeze.default",
+               "slice.Tensor", "select.int", "mean.dim", "max_pool2d.default", "avg_pool2d.default", "mul.Tensor"):  # fmt: skip
+        assert any(name == f"aten.{op}" for name, _, _ in kept), op
+    assert not any(name == "aten.linear.default" and slot > 0 for name, slot, _ in kept)

@@ -17,7 +17,7 @@ from disthess.planning import tiling
 from disthess.prepare import Options, Prepared, prepare
 from disthess.sweep.engine import GraphEngine
 from disthess.sweep.frame import Frame
-from disthess.sweep.outputs import pooling_of
+from disthess.sweep.outputs import shortcut_of
 from disthess.sweep.pooled import Pooling
 from disthess.sweep.primal import compute_primals
 from disthess.types import Span
@@ -160,7 +160,7 @@ def pooling(prepared: Prepared, name: str, batch: int = 0) -> Pooling | None:
     leaves = source_leaves(primal.graph, name, name)
     uses = [node for node in primal.graph.nodes if node.kind == "use" and node.live]
     wanted = [node.index for node in uses if ranks[node.op] >= ranks[name]]
-    return pooling_of(Frame(primal, Span(0, primal.samples)), leaves, leading_to(primal.graph, wanted))
+    return shortcut_of(Frame(primal, Span(0, primal.samples)), leaves, leading_to(primal.graph, wanted)).pooling
 
 
 @pytest.mark.parametrize("name", NETS)
