@@ -83,7 +83,8 @@ class BinaryRule(AbstractRule):
 
     @override
     def keeps_apart(self, call: Call, slot: int, axis: int) -> int | None:
-        return axis if call.inputs[slot].shape == call.output.shape else None
+        place = axis + call.output.ndim - call.inputs[slot].ndim
+        return place if call.output.shape[place] == call.inputs[slot].shape[axis] else None
 
     @override
     def takes_rows_for_samples(self, call: Call, axis: int) -> bool:

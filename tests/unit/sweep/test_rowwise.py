@@ -32,7 +32,7 @@ class Tokens(nn.Module):
     def __init__(self, *, shared: bool = False) -> None:
         super().__init__()
         self.first, self.norm, self.up, self.down = nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 6), nn.Linear(6, 4)
-        self.gate, self.head = nn.Linear(4, 4), nn.Linear(4, CLASSES)
+        self.gate, self.weigh, self.head = nn.Linear(4, 4), nn.Linear(4, 1), nn.Linear(4, CLASSES)
         self.scale = nn.Parameter(torch.rand(4) + 0.5)
         self.shared = shared
 
@@ -41,6 +41,7 @@ class Tokens(nn.Module):
         h = torch.tanh(self.first(x)) * self.scale
         h = h + self.down(F.gelu(self.up(self.norm(h))))
         h = h * torch.sigmoid(self.gate(h))
+        h = h * self.weigh(h)
         return self.head(self.first(h) if self.shared else h).transpose(1, 2)
 
 
@@ -134,7 +135,7 @@ class Meeting(nn.Module):
 
 
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
-    "tokens": (Tokens, ("first.weight", "up.weight", "down.weight", "gate.weight", "head.weight")),
+    "tokens": (Tokens, ("first.weight", "up.weight", "down.weight", "gate.weight", "weigh.weight", "head.weight")),
     "early": (lambda: Flat(early=True), ("first.weight", "second.weight", "head.weight")),
     "late": (lambda: Flat(early=False), ("first.weight", "second.weight", "head.weight")),
     "time_first": (TimeFirst, ("first.weight", "head.weight")),
