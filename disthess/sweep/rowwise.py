@@ -88,7 +88,11 @@ def rowwise_behind(
     place, count = start
     finder = _Finder(graph, count, keeps_apart)
     places = finder.behind(index, place)
-    if places is None or not _reads_nothing_else(graph, index, passed, places):
+    if (
+        places is None
+        or not finder.add_beside(index, passed, places)
+        or not _reads_nothing_else(graph, index, passed, places)
+    ):
         return None
     inputs: dict[tuple[int, int], Place] = {}
     readers = [at for at in places if any(ref in passed and graph.nodes[ref].kind == "use" for ref in graph.slots(at))]
@@ -127,6 +131,26 @@ class _Finder:
                 return None
             places[node.index] = where
         return places
+
+    def add_beside(self, index: int, passed: Collection[int], places: dict[int, Place]) -> bool:
+        """Add nodes on the way to targets that meet what follows a node (the other branch of a gate), and say whether all do so."""
+        for at in sorted((at for at in passed if at > index and at not in places), reverse=True):
+            node = self.graph.nodes[at]
+            if node.kind != "op":
+                continue
+            readers = [other for other in self.graph.nodes[at + 1 :] if other.live and at in other.refs()]
+            found = {
+                self.before(other.index, slot, places[other.index]) if other.index in places else None
+                for other in readers
+                if other.region != "total"
+                for slot, ref in enumerate(self.graph.slots(other.index))
+                if ref == at
+            }
+            where = found.pop() if found else None
+            if found or where is None:
+                return False
+            places[at] = where
+        return True
 
     def follow(self, node: Node, slot: int, place: Place) -> Place | None:
         """Where an operation leaves the rows of one of its inputs."""

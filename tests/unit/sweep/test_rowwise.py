@@ -90,6 +90,19 @@ class Block(nn.Module):
         return self.head(F.gelu(self.up(self.norm(x)))).transpose(1, 2)
 
 
+class Gated(nn.Module):
+    """Two branches that meet, each with parameters, one of them normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.norm, self.down = nn.Linear(4, 6), nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 6)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, T, 4]`` to ``[N, 3, T]``."""
+        return self.head(F.silu(self.gate(x)) * self.down(self.norm(torch.tanh(self.up(x))))).transpose(1, 2)
+
+
 class Shifted(nn.Module):
     """All tokens but the last are asked what comes next, but for those that are padding."""
 
@@ -110,6 +123,7 @@ class Meeting(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
         self.first, self.head = nn.Linear(4, 4), nn.Linear(4, CLASSES)
+        self.other = nn.Linear(4, 4)
         self.place, self.mix = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(2, 2))
         self.how = how
 
@@ -129,6 +143,8 @@ class Meeting(nn.Module):
                 h = h[:, :, :2] @ h.transpose(1, 2)[:, :2] @ h
             case "neighbour":
                 h = torch.cat([h[:, :1] * h[:, 1:], h[:, 1:]], 1)
+            case "beside":
+                h = torch.exp(h) * self.other(x).flip(1)
             case "softmax":
                 h = h.softmax(1)
         return self.head(h).transpose(1, 2)
@@ -140,6 +156,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "late": (lambda: Flat(early=False), ("first.weight", "second.weight", "head.weight")),
     "time_first": (TimeFirst, ("first.weight", "head.weight")),
     "shifted": (Shifted, ("first.weight", "head.weight")),
+    "gated": (Gated, ("gate.weight", "up.weight", "down.weight", "head.weight")),
     "block": (Block, ("out.weight", "up.weight", "head.weight")),
 }
 
@@ -228,7 +245,7 @@ def test_batches_may_differ_in_rows(tmp_path: Path) -> None:
     np.testing.assert_allclose(store.dense(), disthess.reference_hessian(made), atol=ATOL)
 
 
-@pytest.mark.parametrize("how", ["place", "mean", "swapped", "mixed", "crossed", "neighbour", "softmax"])
+@pytest.mark.parametrize("how", ["place", "mean", "swapped", "mixed", "crossed", "neighbour", "beside", "softmax"])
 def test_rows_that_meet_are_no_samples(how: str, tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(5)
