@@ -20,8 +20,22 @@ from disthess.rules.table import rule_for
 from disthess.sweep.tally import OutputSource, SweepTally
 from disthess.types import Part
 
-OutputBasis = tuple[int, int, int, int]
-"""(units, unit_rows, tangents of a unit and sample, rows of a sample) of an output basis; zeros where there is none."""
+
+@dataclass(frozen=True, slots=True)
+class OutputBasis:
+    """Of a source; zeros where there is none.
+
+    Attributes:
+        units: Outputs of the layer.
+        width: Its inputs: rows of a unit.
+        tangents: Of a unit and sample.
+        rows: Of what is taken for a sample, at the layer.
+    """
+
+    units: int = 0
+    width: int = 0
+    tangents: int = 0
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +102,9 @@ class GraphCounter:
             found.add(self._tally.source_rows(node.index, leaf.index) if usable else None)
         rows = found.pop()
         if rows is None or found or (len(leaves) > 1 and rows[0] * len(leaves) > rows[1]):
-            return 0, 0, 0, 0
-        source = self._output_source(leaves[0], (0, rows[1], 0, rows[0]), self.targets(errand), leaves)
-        return leaves[0].shape[0], rows[1], source.tangents, source.layer_rows
+            return OutputBasis()
+        source = self._output_source(errand, leaves[0], rows)
+        return OutputBasis(leaves[0].shape[0], rows[1], source.tangents, source.layer_rows)
 
     def parameter_sweep(self, errand: Errand) -> SweepWork:
         """Matrix products from unit vectors of the parameter."""
@@ -99,22 +113,21 @@ class GraphCounter:
 
     def output_sweep(self, errand: Errand, basis: OutputBasis) -> SweepWork:
         """Those from the output of every use, and back from its inputs."""
-        targets, leaves = self.targets(errand), self.leaves(errand)
+        targets = self.targets(errand)
         uses = Counter(node.op for node in targets)
         shared = frozenset(node.index for node in targets if uses[node.op] > 1 and not errand.apart)
         found = []
-        for leaf in leaves:
-            source = dataclasses.replace(self._output_source(leaf, basis, targets, leaves), shared=shared)
+        for leaf in self.leaves(errand):
+            rows = self._tally.source_rows(self._consumer[leaf.index].index, leaf.index)
+            source = self._output_source(errand, leaf, (basis.rows, basis.width) if rows is None else rows)
+            source = dataclasses.replace(source, shared=shared)
             found += [self._tally.sweep([source.start], targets, source), self._tally.back(targets, source)]
         return functools.reduce(operator.add, found) if found else self._nothing()
 
-    def _output_source(
-        self, leaf: Node, basis: OutputBasis, targets: Sequence[Node], leaves: Sequence[Node]
-    ) -> OutputSource:
-        index = self._consumer[leaf.index].index
-        rows = self._tally.source_rows(index, leaf.index)
-        shortcut = self._tally.shortcut(leaves, targets)
-        return OutputSource(index, leaf.index, basis[1], basis[3] if rows is None else rows[0], shortcut=shortcut)
+    def _output_source(self, errand: Errand, leaf: Node, rows: tuple[int, int]) -> OutputSource:
+        """One use, with rows of a sample and inputs of its layer."""
+        shortcut = self._tally.shortcut(self.leaves(errand), self.targets(errand))
+        return OutputSource(self._consumer[leaf.index].index, leaf.index, rows[1], rows[0], shortcut=shortcut)
 
     def _nothing(self) -> SweepWork:
         return SweepWork(Work(), tuple(ReverseWork(part, Work(), Work()) for part in self._tally.parts))
@@ -124,7 +137,7 @@ class GraphCounter:
         nodes = [node for node in self.graph.nodes if node.asked and node.name in targets]
         source = [node for node in nodes if node.name == name]
         entries = _size(source[0]) // self._per
-        cost = self._count(activation_source(name), name, source, nodes, (entries, samples, 1, 1))
+        cost = self._count(activation_source(name), name, source, nodes, OutputBasis(entries, samples, 1, 1))
         return dataclasses.replace(cost, uses=(), rows=entries * samples)
 
     def activation_sweep(self, name: str, targets: frozenset[str]) -> SweepWork:
@@ -168,14 +181,14 @@ class GraphCounter:
             uses=tuple(node.name for node in leaves),
             level=max(self._levels[node.index] for node in leaves),
             rows=_size(leaves[0]),
-            units=basis[0],
-            unit_rows=basis[1],
-            unit_tangents=basis[2],
+            units=basis.units,
+            unit_rows=basis.width,
+            unit_tangents=basis.tangents,
             propagation=-(-propagation // per),
             summed_targets=-(-summed // per),
             apart_targets=-(-apart // per),
             columns=sum(_size(node) for node in targets),
-            diagonal=basis[3] == 1 and len(leaves) == 1,
+            diagonal=basis.rows == 1 and len(leaves) == 1,
             tangent_entries=-(
                 -sum(_size(graph.nodes[index]) for index in reached if graph.nodes[index].region != "total") // per
             ),

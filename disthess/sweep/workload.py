@@ -15,7 +15,7 @@ from disthess.planning.source import Basis
 from disthess.planning.work import SweepWork
 from disthess.planning.workload import BatchRun, SourceCost, Workload
 from disthess.store.layout import ParameterSpec
-from disthess.sweep.count import Errand, GraphCounter
+from disthess.sweep.count import Errand, GraphCounter, OutputBasis
 from disthess.types import PARTS, Part
 
 Sweeps = tuple[tuple[Basis, tuple[SweepWork, ...]], ...]
@@ -70,12 +70,12 @@ class SourceCounter:
         used = [counter for counter in self._counters if counter.leaves(errand)]
         bases = [counter.output_basis(errand) for counter in used]
         # Rows of a sample may differ from graph to graph, the layer's inputs and outputs do not.
-        if len({basis[:2] for basis in bases}) > 1:
-            bases = [(0, 0, 0, 0)] * len(used)
+        if len({(basis.units, basis.width) for basis in bases}) > 1:
+            bases = [OutputBasis()] * len(used)
         counted = [counter.count(errand, basis) for counter, basis in zip(used, bases, strict=True)]
         by_parameter = tuple(counter.parameter_sweep(errand) for counter in self._counters)
         sweeps: Sweeps = (("parameter", by_parameter),)
-        if bases[0][0]:
+        if bases[0].units:
             by_output = tuple(counter.output_sweep(errand, bases[0]) for counter in self._counters)
             sweeps = (*sweeps, ("output", by_output))
         return _largest(dataclasses.replace(counted[0], sweeps=sweeps), counted)
