@@ -104,7 +104,7 @@ def test_tiles_that_do_not_fit_a_real_limit_are_halved_on_ray(tmp_path: Path, mo
     store = Store.create(place_of(tmp_path / "run.zarr"), plan.layout, root_attributes(plan, identity, {}))
     largest = max(tile.memory_bytes for tile in plan.layout.tiles)
     job = LimitedJob(
-        GraphJob(prepared.problem, prepared.programs, plan.layout, plan.sources, store.path), int(0.22 * largest)
+        GraphJob(prepared.problem, prepared.programs, plan.layout, plan.sources, store.path), int(0.14 * largest)
     )
     seen = Seen()
     executor: AbstractExecutor = RayExecutor(2, 1, "cpu", None)
