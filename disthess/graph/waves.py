@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from disthess.errors import GraphError
 from disthess.graph.ir import Graph, Node
 
 
@@ -34,6 +35,14 @@ def source_leaves(graph: Graph, source: str, parameter: str) -> tuple[int, ...]:
     """Leaves of a source: all of the parameter's where it has its name, else the use of that name."""
     uses = (node for node in graph.nodes if node.kind == "use" and node.live)
     return tuple(node.index for node in uses if source == (node.op if source == parameter else node.name))
+
+
+def consumer(graph: Graph, leaf: int) -> tuple[int, int]:
+    """The node that a use leaf feeds, and its (first) slot there."""
+    for node in graph.nodes[leaf + 1 :]:
+        if leaf in node.refs():
+            return node.index, graph.slots(node.index).index(leaf)
+    raise GraphError(f"use {graph.nodes[leaf].name} feeds no node.")
 
 
 def leading_to(graph: Graph, targets: Iterable[int]) -> tuple[int, ...]:

@@ -19,11 +19,10 @@ from typing_extensions import override
 from disthess.errors import GraphError, PlanError
 from disthess.graph.batch import rows_by_sample
 from disthess.graph.ir import Graph
-from disthess.graph.waves import leading_to
+from disthess.graph.waves import consumer, leading_to
 from disthess.rules.base import Stack
 from disthess.sweep.activation import unit_activations
 from disthess.sweep.frame import Frame
-from disthess.sweep.outputs import consumer
 from disthess.sweep.primal import Primal
 from disthess.sweep.wave import AbstractSink, forward, reverse
 from disthess.types import Part, Span

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from disthess.errors import GraphError
-from disthess.graph.ir import Graph
+from disthess.graph.waves import consumer
 from disthess.rules.base import Stack
 from disthess.sweep.buffers import AbstractWindow
 from disthess.sweep.frame import Frame
@@ -152,14 +152,6 @@ def add_bends(
                 sums = buffer.take(wanted.targets.block(target)).view(units.size, width, -1)[:, some]
                 own = sums.unflatten(2, (-1, moved[target].shape[2]))
                 own[numbers, :, units.start + numbers] += moved[target]
-
-
-def consumer(graph: Graph, leaf: int) -> tuple[int, int]:
-    """The node that a use leaf feeds, and its (first) slot there."""
-    for node in graph.nodes[leaf + 1 :]:
-        if leaf in node.refs():
-            return node.index, graph.slots(node.index).index(leaf)
-    raise GraphError(f"use {graph.nodes[leaf].name} feeds no node.")
 
 
 def _numbers(value: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from disthess.graph.ir import Graph
+from disthess.graph.waves import consumer
 from disthess.rules.table import rule_for
 from disthess.sweep.pooled import Apart, Pooling, pooling_behind
 from disthess.sweep.rowwise import Rowwise, rowwise_behind
@@ -43,7 +44,7 @@ def shortcut_behind(
     if len(leaves) != 1:
         return NONE
     (leaf,), members = leaves, frozenset(passed)
-    index = next(node.index for node in graph.nodes[leaf + 1 :] if leaf in node.refs())
+    index, _ = consumer(graph, leaf)
     axis = rule_for(graph.nodes[index].op).source_axis
     rowwise = rowwise_behind(graph, (index, leaf), members, keeps_apart, takes) if axis == -1 else None
     if rowwise is not None:
