@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from swept import ATOL, check_halved, check_small_tiles, engine_of
 from torch import Tensor, nn
 
 import disthess
@@ -16,10 +17,6 @@ from disthess.planning import tiling
 from disthess.prepare import Options, prepare
 from disthess.sweep import rows as rows_module
 from disthess.sweep import thin
-from disthess.sweep.engine import GraphEngine
-from disthess.sweep.primal import compute_primals
-
-ATOL = 1e-12
 
 
 class Tokens(nn.Module):
@@ -138,17 +135,7 @@ def test_every_weight_has_an_output_basis_and_it_is_right(name: str, tmp_path: P
 
 @pytest.mark.parametrize("name", ["tokens", "two_axes", "recurrent", "repeated"])
 def test_small_tiles_stacks_and_caches_agree(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for where, size in (("TILE_BYTES", 4_000), ("CHUNK_BYTES", 1), ("STACK_BYTES", 4_000)):
-        monkeypatch.setattr(tiling, where, size)
-    for module in ("thin", "panel", "rows"):
-        monkeypatch.setattr(f"disthess.sweep.{module}.CACHE_BYTES", 300)
-    made = problem(name)
-    plan = disthess.plan(made, basis="output")
-    assert len(plan.layout.tiles) > len(plan.sources)
-    store = disthess.compute(made, tmp_path / "x.zarr", basis="output", parts=("hessian", "ggn", "residual"))
-    np.testing.assert_allclose(store.dense(), disthess.reference_hessian(made), atol=ATOL)
-    np.testing.assert_allclose(store.dense("ggn"), disthess.reference_hessian(made, part="ggn"), atol=ATOL)
-    np.testing.assert_allclose(store.dense("ggn") + store.dense("residual"), store.dense(), atol=ATOL)
+    check_small_tiles(problem(name), tmp_path, monkeypatch, 4_000)
 
 
 @pytest.mark.parametrize("name", ["tokens", "two_axes", "recurrent", "repeated", "coupled", "twice"])
@@ -158,7 +145,7 @@ def test_of_its_own_block_a_tile_has_the_columns_from_its_rows_on(name: str, mon
     prepared = prepare(made, Options(basis="output", shared="sum"))
     values = {parameter.name: parameter.tensor.detach() for parameter in prepared.problem.parameters()}
     sources = {source.source: source for source in prepared.plan.sources}
-    engine = GraphEngine(compute_primals(prepared.problem, prepared.programs), values, prepared.plan.layout, sources)
+    engine = engine_of(prepared)
     offsets = dict(zip(values, np.cumsum([0, *(value.numel() for value in values.values())]).tolist(), strict=False))
     wanted, later = disthess.reference_hessian(made), 0
     for tile in prepared.plan.layout.tiles:
@@ -179,9 +166,7 @@ def test_of_single_uses_a_tile_has_whole_chunks(monkeypatch: pytest.MonkeyPatch)
     """Their blocks are added up, in chunks that need not begin where a tile does."""
     monkeypatch.setattr(tiling, "TILE_BYTES", 4_000)
     prepared = prepare(problem("recurrent"), Options(basis="output", shared="uses"))
-    values = {parameter.name: parameter.tensor.detach() for parameter in prepared.problem.parameters()}
-    sources = {source.source: source for source in prepared.plan.sources}
-    engine = GraphEngine(compute_primals(prepared.problem, prepared.programs), values, prepared.plan.layout, sources)
+    sources, engine = {source.source for source in prepared.plan.sources}, engine_of(prepared)
     assert len(prepared.plan.layout.tiles) > len(sources)
     for tile in prepared.plan.layout.tiles:
         panels = prepared.plan.layout.panels_of(tile.source)
@@ -258,13 +243,7 @@ def test_rows_of_a_shared_weight_are_added_up_before_they_are_multiplied(monkeyp
 
     monkeypatch.setattr(rows_module, "add_products", counted)
     prepared = prepare(problem("recurrent", (6,)), Options(basis="output", parameters="again.weight"))
-    values = {parameter.name: parameter.tensor.detach() for parameter in prepared.problem.parameters()}
-    engine = GraphEngine(
-        compute_primals(prepared.problem, prepared.programs),
-        values,
-        prepared.plan.layout,
-        {source.source: source for source in prepared.plan.sources},
-    )
+    engine = engine_of(prepared)
     for tile in prepared.plan.layout.tiles:
         engine.compute(tile.source, tile.span)
     uses, units, inputs = 3, 6, 6
@@ -273,15 +252,7 @@ def test_rows_of_a_shared_weight_are_added_up_before_they_are_multiplied(monkeyp
 
 @pytest.mark.parametrize("name", ["recurrent", "repeated", "two_axes"])
 def test_less_memory_gives_the_same_rows(name: str) -> None:
-    prepared = prepare(problem(name), Options(basis="output"))
-    values = {parameter.name: parameter.tensor.detach() for parameter in prepared.problem.parameters()}
-    sources = {source.source: source for source in prepared.plan.sources}
-    engine = GraphEngine(compute_primals(prepared.problem, prepared.programs), values, prepared.plan.layout, sources)
-    for tile in prepared.plan.layout.tiles:
-        whole = engine.compute(tile.source, tile.span)["hessian"]
-        for split in range(1, sources[tile.source].halvings + 1):
-            for found, wanted in zip(engine.compute(tile.source, tile.span, split)["hessian"], whole, strict=True):
-                np.testing.assert_allclose(found, wanted, atol=ATOL)
+    check_halved(problem(name))
 
 
 def test_one_sample_is_enough(tmp_path: Path) -> None:

@@ -8,21 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from swept import ATOL, check_halved, check_parts, check_small_tiles
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import disthess
 from disthess.graph.waves import leading_to, source_leaves
-from disthess.planning import tiling
 from disthess.prepare import Options, Prepared, prepare
-from disthess.sweep.engine import GraphEngine
 from disthess.sweep.frame import Frame
 from disthess.sweep.outputs import shortcut_of
 from disthess.sweep.pooled import Pooling
 from disthess.sweep.primal import compute_primals
 from disthess.types import Span
-
-ATOL = 1e-12
 
 
 class Centred(nn.Module):
@@ -171,37 +168,17 @@ def test_tangents_start_behind_the_pooling_and_the_hessian_is_right(name: str, t
         found = pooling(prepared, weight)
         assert found is not None
         assert found.places == places
-    parts = ("hessian", "ggn", "residual")
-    store = disthess.compute(made, tmp_path / "x.zarr", basis="output", parts=parts)
-    np.testing.assert_allclose(store.dense(), disthess.reference_hessian(made), atol=ATOL)
-    np.testing.assert_allclose(store.dense("ggn"), disthess.reference_hessian(made, part="ggn"), atol=ATOL)
-    np.testing.assert_allclose(store.dense("ggn") + store.dense("residual"), store.dense(), atol=ATOL)
+    check_parts(made, tmp_path)
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_small_tiles_and_stacks_agree(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for where, size in (("TILE_BYTES", 1_000), ("CHUNK_BYTES", 1), ("STACK_BYTES", 2_000)):
-        monkeypatch.setattr(tiling, where, size)
-    for module in ("thin", "panel", "rows"):
-        monkeypatch.setattr(f"disthess.sweep.{module}.CACHE_BYTES", 300)
-    made = problem(name)
-    plan = disthess.plan(made, basis="output")
-    assert len(plan.layout.tiles) > len(plan.sources)
-    store = disthess.compute(made, tmp_path / "x.zarr", basis="output")
-    np.testing.assert_allclose(store.dense(), disthess.reference_hessian(made), atol=ATOL)
+    check_small_tiles(problem(name), tmp_path, monkeypatch, 1_000)
 
 
 @pytest.mark.parametrize("name", ["maxima", "bent_behind", "centred"])
 def test_less_memory_gives_the_same_rows(name: str) -> None:
-    prepared = prepare(problem(name), Options(basis="output"))
-    values = {parameter.name: parameter.tensor.detach() for parameter in prepared.problem.parameters()}
-    sources = {source.source: source for source in prepared.plan.sources}
-    engine = GraphEngine(compute_primals(prepared.problem, prepared.programs), values, prepared.plan.layout, sources)
-    for tile in prepared.plan.layout.tiles:
-        whole = engine.compute(tile.source, tile.span)["hessian"]
-        for split in range(1, sources[tile.source].halvings + 1):
-            for found, wanted in zip(engine.compute(tile.source, tile.span, split)["hessian"], whole, strict=True):
-                np.testing.assert_allclose(found, wanted, atol=ATOL)
+    check_halved(problem(name))
 
 
 @pytest.mark.parametrize("shared", ["sum", "uses"])

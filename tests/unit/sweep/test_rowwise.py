@@ -8,21 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from swept import ATOL, check_halved, check_parts, check_small_tiles
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import disthess
 from disthess.graph.waves import leading_to, source_leaves
-from disthess.planning import tiling
 from disthess.prepare import Options, Prepared, prepare
-from disthess.sweep.engine import GraphEngine
 from disthess.sweep.frame import Frame
 from disthess.sweep.outputs import shortcut_of
 from disthess.sweep.primal import compute_primals
 from disthess.sweep.rowwise import Rowwise
 from disthess.types import Span
 
-ATOL = 1e-12
 CLASSES = 3
 
 
@@ -194,36 +192,17 @@ def test_rows_are_samples_and_the_hessian_is_right(name: str, tmp_path: Path) ->
     found = {weight: rowwise(prepared, weight) for weight in weights}
     assert {weight for weight, rows in found.items() if rows is not None} == set(NETS[name][1])
     assert {rows.count for rows in found.values() if rows is not None} == {3 if name == "shifted" else 2}
-    store = disthess.compute(made, tmp_path / "x.zarr", basis="output", parts=("hessian", "ggn", "residual"))
-    np.testing.assert_allclose(store.dense(), disthess.reference_hessian(made), atol=ATOL)
-    np.testing.assert_allclose(store.dense("ggn"), disthess.reference_hessian(made, part="ggn"), atol=ATOL)
-    np.testing.assert_allclose(store.dense("ggn") + store.dense("residual"), store.dense(), atol=ATOL)
+    check_parts(made, tmp_path)
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_small_tiles_and_stacks_agree(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for where, size in (("TILE_BYTES", 1_000), ("CHUNK_BYTES", 1), ("STACK_BYTES", 2_000)):
-        monkeypatch.setattr(tiling, where, size)
-    for module in ("thin", "panel", "rows"):
-        monkeypatch.setattr(f"disthess.sweep.{module}.CACHE_BYTES", 300)
-    made = seeded(name)
-    plan = disthess.plan(made, basis="output")
-    assert len(plan.layout.tiles) > len(plan.sources)
-    store = disthess.compute(made, tmp_path / "x.zarr", basis="output")
-    np.testing.assert_allclose(store.dense(), disthess.reference_hessian(made), atol=ATOL)
+    check_small_tiles(seeded(name), tmp_path, monkeypatch, 1_000)
 
 
 @pytest.mark.parametrize("name", ["tokens", "early"])
 def test_less_memory_gives_the_same_rows(name: str) -> None:
-    prepared = prepare(seeded(name), Options(basis="output"))
-    values = {parameter.name: parameter.tensor.detach() for parameter in prepared.problem.parameters()}
-    sources = {source.source: source for source in prepared.plan.sources}
-    engine = GraphEngine(compute_primals(prepared.problem, prepared.programs), values, prepared.plan.layout, sources)
-    for tile in prepared.plan.layout.tiles:
-        whole = engine.compute(tile.source, tile.span)["hessian"]
-        for split in range(1, sources[tile.source].halvings + 1):
-            for found, wanted in zip(engine.compute(tile.source, tile.span, split)["hessian"], whole, strict=True):
-                np.testing.assert_allclose(found, wanted, atol=ATOL)
+    check_halved(seeded(name))
 
 
 @pytest.mark.parametrize("shared", ["sum", "uses"])
